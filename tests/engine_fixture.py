@@ -37,7 +37,9 @@ class Little:
 
     def __init__(self, name: str, *overrides: str, batch_size: int = 12, stage: str = ""):
         self.recipe = load_recipe(name, [*tiny(name), *overrides])
-        source = open_source("scenes:small").split("train")
+        data = self.recipe.data.train
+        of_clips = data.startswith(("scenes:clips", "stills:"))
+        source = open_source(data.replace("size=32", "size=48") if of_clips else "scenes:small").split("train")
         torch.manual_seed(0)
         made = tokenizer_class(self.recipe.data.tokenizer.kind) or Tokenizer
         own = made.train(corpus_of(source, 200), 400, self.recipe.data.tokenizer.max_length)

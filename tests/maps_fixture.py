@@ -8,6 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from diptych.benchmarks.maps.items import Item
+from diptych.benchmarks.maps.measures import blob
+from diptych.core.capabilities import Adapter, all_pairs
+from diptych.inference.maps.base import Maps
 from diptych.inference.run import TrainedModel
 from diptych.models.layers.attention import Attention, Block, CascadePool
 from engine_fixture import Little
@@ -107,3 +111,85 @@ def reads_channel(run: TrainedModel, text: str, channel: int) -> None:
     space: Any = run.model.parts["space"]
     space.image = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     space.image.weight.copy_(weight)
+
+
+class Colours(Maps):
+    """A score that is known: the share of a picture's pixels that are of the text's colour, and maps of it.
+
+    which: ``colour`` (where that colour is, by a layer that can be scrambled), ``any`` (where any colour is), ``blob``.
+    """
+
+    methods = ("colour", "any", "blob")
+    name = "colours"
+
+    def __init__(self) -> None:
+        self.layer = nn.Linear(3, 3, bias=False)
+        with torch.no_grad():
+            self.layer.weight.copy_(torch.tensor([[1.0, -1.0, -1.0], [-1.0, 1.0, -1.0], [-1.0, -1.0, 1.0]]))
+        self.asked = 0
+
+    @property
+    def modules(self):
+        return [self.layer]
+
+    def score(self, images, texts):
+        self.asked += 1
+        return np.array([self._where(i, t).mean() for i, t in zip(images, texts, strict=True)], dtype=np.float32)
+
+    def _where(self, image, text):
+        channel = ("red", "green", "blue").index(text.split()[-1])
+        values = torch.from_numpy(image.astype(np.float32) / 255) @ self.layer.weight[channel].detach()
+        return values.numpy()
+
+    def _grids(self, images, texts, method):
+        found = []
+        for image, text in zip(images, texts, strict=True):
+            if method == "blob":
+                found.append(blob(8, 8))
+                continue
+            where = np.maximum(self._where(image, text), 0) if method == "colour" else np.ptp(image.astype(np.float32), axis=2) / 255
+            h, w = where.shape
+            found.append(where.reshape(8, h // 8, 8, w // 8).mean((1, 3)).astype(np.float32))
+        return found
+
+
+class ColourModel(Adapter):
+    """``Colours`` as a model, for the command line: ``maps_fixture:ColourModel``."""
+
+    name = "colours"
+    capabilities = frozenset({"score", "locate"})
+
+    def __init__(self, key: str = "k1"):
+        self.key = key
+        self.maps = Colours()
+
+    def score(self, images, texts, pairs=None):
+        wanted = all_pairs(len(images), len(texts)) if pairs is None else pairs
+        values = self.maps.score([images[i] for i, _ in wanted], [texts[j] for _, j in wanted])
+        return values if pairs is not None else values.reshape(len(images), len(texts))
+
+
+def two_squares(seed: int, size: int = 48) -> tuple[np.ndarray, list[tuple[str, np.ndarray]]]:
+    """A black picture with two squares of different colours, in two of its quarters; and each colour with its mask."""
+    rng = np.random.default_rng(seed)
+    picture, parts = np.zeros((size, size, 3), dtype=np.uint8), []
+    half = size // 2
+    corners = rng.permutation(4)[:2]
+    for channel, corner in zip(rng.permutation(3)[:2], corners, strict=True):
+        top, left = (corner // 2) * half + rng.integers(2, half // 2), (corner % 2) * half + rng.integers(2, half // 2)
+        mask = np.zeros((size, size), dtype=bool)
+        mask[top : top + half // 2, left : left + half // 2] = True
+        picture[mask, channel] = 255
+        parts.append((("red", "green", "blue")[channel], mask))
+    return picture, parts
+
+
+def colour_items(n: int = 12) -> list[Item]:
+    items = []
+    for seed in range(n):
+        picture, ((a, mask), (b, other)) = two_squares(seed)
+        items += [Item(str(seed), picture, a, b, mask), Item(str(seed), picture, b, a, other)]
+    return items
+
+
+SCORED_LLAVA = ("llava", "parts.lm.kind=random", "parts.vision={kind: vit, depth: 1, width: 32, heads: 2}")

@@ -13,7 +13,8 @@ from PIL import Image
 import cli_fixture
 from cli_fixture import Cli
 from diptych.cli.start import checks, greet
-from diptych.cli.start.checks import Finding, available_memory, findings
+from diptych.cli.start.checks import Finding, findings
+from diptych.core.memory import available_memory
 
 cli = cli_fixture.cli
 

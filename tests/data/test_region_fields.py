@@ -321,3 +321,55 @@ def test_sheets_draw_masks_in_colours(tmp_path):
     assert veiled(sample.image, bare) is sample.image
     files = [contact_sheet([s], tmp_path / f"{i}.png").read_bytes() for i, s in enumerate((sample, sample.with_(regions=bare)))]
     assert files[0] != files[1]
+
+
+class Together:
+    """Two processes as threads: what each gives, both get."""
+
+    def __init__(self, rank: int, held: dict[str, Any], barrier: Any):
+        self.rank, self.size, self.held, self.barrier, self.calls = rank, 2, held, barrier, 0
+
+    def collect(self, value: Any) -> list[Any]:
+        self.calls += 1
+        self.held[self.calls, self.rank] = value
+        self.barrier.wait()
+        return [self.held[self.calls, rank] for rank in (0, 1)]
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat(self.collect(x))
+
+    def total(self, *values: float) -> list[float]:
+        return [sum(column) for column in zip(*self.collect(values), strict=True)]
+
+
+@pytest.mark.parametrize("none", [None, 1])
+def test_negatives_of_all_processes_belong_to_the_regions_of_all(none):
+    """Where one process has none, nobody waits for it, and the field has none."""
+    import threading
+
+    from diptych.training.gather import _field
+
+    pieces = [loader(negatives=2).rows(0, *ends) for ends in ((0, 4), (4, 8))]
+    for piece in pieces:  # of one length, as the gathering pads them
+        piece.fields["regions"].negatives.strings = piece.fields["regions"].phrases.strings = ()
+    whole_ = Batch.cat(pieces)["regions"]
+    if none is not None:
+        pieces[none].fields["regions"].negatives = None
+    held, barrier, found = {}, threading.Barrier(2, timeout=20), {}
+
+    def work(rank: int) -> None:
+        found[rank] = _field(Together(rank, held, barrier), pieces[rank]["regions"], 4)
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    for rank in (0, 1):
+        field = found[rank]
+        assert torch.equal(field.boxes, whole_.boxes) and torch.equal(field.owner, whole_.owner)
+        if none is not None:
+            assert field.negatives is None
+        else:
+            assert torch.equal(field.negatives.owner, whole_.negatives.owner)
+            assert torch.equal(field.negatives.ids, whole_.negatives.ids)

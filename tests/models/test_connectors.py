@@ -22,6 +22,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "q_former": {"tokens": 6},
     "mapping": {"tokens": 5, "width": 16, "depth": 1, "heads": 2},
     "linear_norm": {"dropout": 0},
+    "placed_queries": {"tokens": 4, "heads": 2},
+    "perceiver": {"tokens": 3, "depth": 1, "heads": 2, "key_heads": 1, "head_width": 8},
 }
 TOKENS = {
     "linear": 16,
@@ -35,6 +37,8 @@ TOKENS = {
     "resampler": 5,
     "mapping": 5,
     "linear_norm": 16,
+    "placed_queries": 4,
+    "perceiver": 3,
 }
 
 
@@ -43,14 +47,12 @@ def build(tokens: int = 16, extra: int = 1) -> Build:
     return Build(SIZES["tiny"], 32, None, parts={"vision": vision, "lm": lm}, where="parts.connector")  # type: ignore[dict-item]
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        kind
-        for kind in CONNECTOR
-        if kind not in ("queries", "pooled", "each_frame", "adaptive_pool", "pooled_frames", "frames_and_mean", "video_q_former")
-    ],
-)  # queries are another part's (test_blip2.py), pooled reads no tokens (below), and the last four clips (test_clip_connectors.py)
+# Tested elsewhere: those of other parts, which read more than tokens; those of several towers and of clips.
+ELSEWHERE = {"queries", "instructed", "bridge", "per_tower", "pooled"}
+ELSEWHERE |= {"each_frame", "adaptive_pool", "pooled_frames", "frames_and_mean", "video_q_former"}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CONNECTOR if kind not in ELSEWHERE])
 def test_every_kind_gives_what_it_says_and_class_tokens_do_not_matter(kind: str) -> None:
     torch.manual_seed(0)
     connector = CONNECTOR[kind](build(), **OPTIONS.get(kind, {}))

@@ -22,6 +22,7 @@ from diptych.objectives.video.tubes import pixels_of, tube_keep
 
 SIDE, PATCH, FRAMES, TUBELET = 16, 4, 4, 2
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+ENCODER, WITH_DECODER = FAMILIES
 SMALL = {"width": 24, "depth": 2, "heads": 3, "hidden": 40}
 
 
@@ -69,6 +70,13 @@ def filled(theirs):
     for p in theirs.parameters():
         torch.nn.init.normal_(p, std=0.2)
     return theirs.eval()
+
+
+def shown(sample):
+    """A sample's clip as a batch of one."""
+    frames = torch.stack([torch.from_numpy(f).permute(2, 0, 1) for f in sample.fields["video"].frames])
+    owner = torch.zeros(len(frames), dtype=torch.long)
+    return Videos(Images(frames, owner), torch.zeros(len(frames)), owner)
 
 
 def load(family, theirs, model, objectives):
@@ -168,7 +176,7 @@ def test_the_tower_equals_videomae_model(bare):
 
     _, model, objectives = made(bare)
     theirs = filled(VideoMAEModel(config(bare)))
-    load(FAMILIES[1], theirs.state_dict(), model, objectives)
+    load(ENCODER, theirs.state_dict(), model, objectives)
     video = clips()
     pixels = video.frames.pixels.view(3, FRAMES, 3, SIDE, SIDE)
     _, hidden = tube_keep(3, 2, 16, 0.75, torch.device("cpu"))
@@ -194,7 +202,7 @@ def test_loss_reconstruction_and_gradients_equal_videomae_for_pre_training(norma
     stem = state[f"{where}.weight"]
     # Their pixels are normalised by ImageNet's statistics, ours are in [−1, 1]: the first layer takes up the difference.
     bias = state[f"{where}.bias"] + (stem * ((0.5 - mean) / std)).flatten(1).sum(1)
-    load(FAMILIES[0], {**state, f"{where}.weight": stem * (0.5 / std), f"{where}.bias": bias}, model, objectives)
+    load(WITH_DECODER, {**state, f"{where}.weight": stem * (0.5 / std), f"{where}.bias": bias}, model, objectives)
     objective, video = objectives["masked_tubes"], clips()
     torch.manual_seed(3)
     keep, hidden = objective.hide(3, torch.device("cpu"))
@@ -343,3 +351,23 @@ def test_it_trains_and_scores_clips(name, tmp_path):
     arrays = [clip_array(source[i].fields["video"], "c") for i in range(3)]
     scores = model.score(arrays, [source[i].captions[0] for i in range(2)])
     assert scores.shape == (3, 2) and np.isfinite(scores).all()
+    if name == "videomae@frozen":  # the card's own lines, on eight frames
+        from PIL import Image
+
+        from diptych.inference.export import export
+
+        out = export(run.path).path
+        for i, frame in enumerate(source[0].fields["video"].frames):
+            Image.fromarray(frame).save(out / f"frame-{i}.png")
+        card = (out / "README.md").read_text()
+        found: dict = {}
+        exec(
+            card.partition("```python\n")[2]
+            .partition("```")[0]
+            .replace('"."', f"{str(out)!r}")
+            .replace('f"frame', f'f"{out}/frame'),
+            found,
+        )
+        with torch.no_grad():
+            mine = model.model.encode(Batch({"video": shown(source[0])}, 1))["video.tokens"].pooled
+        torch.testing.assert_close(found["model"](found["clip"]).last_hidden_state.mean(1), mine, rtol=1e-4, atol=1e-4)

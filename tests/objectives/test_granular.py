@@ -174,7 +174,7 @@ def test_tokens_of_pieces_and_of_the_whole_clip():
     owner = torch.arange(B).repeat_interleave(K * F)
     segment = torch.arange(K).repeat_interleave(F).repeat(B)
     place = torch.tensor([0, 1, 2, 3, -1, 1, -4, 3, 0, 1, 2, 3])  # of the second clip two places are withheld
-    field = Segments(Images(torch.zeros(12, 3, 1, 1), owner), torch.zeros(12), owner, segment, place, pieces=K)
+    field = Segments(Images(torch.zeros(12, 3, 1, 1), owner), torch.zeros(12), owner, segment=segment, place=place, pieces=K)
     pieces, whole = part.read(Tokens(tokens, pooled), field), part.read_whole(Tokens(tokens, pooled), field)
     assert pieces.tokens.shape == (B * K, F * N, E) and whole.tokens.shape == (B, K * F * N, E) and whole.mask.all()
     for n in range(B * K * F):

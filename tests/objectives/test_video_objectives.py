@@ -103,6 +103,17 @@ def test_four_grains_against_loops():
     np.testing.assert_allclose(made.all_scores(p).detach().numpy(), reference(p, made), rtol=1e-9, atol=1e-9)
 
 
+def test_weights_of_frames_against_loops():
+    p, made = given(), MultiGrained(Sizes, temperature_of_attention=TAU).double()
+    found = made.frame_weights(p).detach().numpy()
+    frames, sentences = p["video.frame_embedding"], p["text.embedding"]
+    for m in range(M):
+        for k in range(K):
+            raw = [math.exp(float(frames.tokens[m, f] @ sentences[k]) / TAU) for f in range(FRAMES[m])]
+            expected = [x / sum(raw) for x in raw] + [0.0] * (F - FRAMES[m])
+            np.testing.assert_allclose(found[m, k], expected, atol=1e-12)
+
+
 def test_padding_takes_no_part():
     p, made = given(), objective()
     before = made.all_scores(p)
@@ -308,6 +319,13 @@ def test_recipes_of_clips_train_and_score(name, tmp_path):
     np.testing.assert_allclose(pairs, scores[[3, 0], [2, 1]], rtol=1e-3, atol=1e-4)
     alone = model.score(clips[:1], texts[:1])
     np.testing.assert_allclose(alone[0, 0], scores[0, 0], rtol=1e-3, atol=1e-4)
+    weights = model.frame_weights(clips[:3], texts)
+    if name == "x-clip":  # the frames that it reads, of each clip for its own text, whatever else is in the batch
+        assert [len(w) for w in weights] == [len(c) for c in clips[:3]] and all(abs(w.sum() - 1) < 1e-5 for w in weights)
+        assert all((w > 0).sum() <= 8 for w in weights)
+        np.testing.assert_allclose(model.frame_weights(clips[1:2], texts[1:2])[0], weights[1], atol=1e-4)
+    else:
+        assert weights is None
     if name == "clip4clip@mean":  # the order of frames has no effect
         few = [c[::2].copy() for c in clips]  # as many frames as it sees
         np.testing.assert_allclose(model.score([c[::-1].copy() for c in few], texts), model.score(few, texts), rtol=1e-4, atol=1e-5)

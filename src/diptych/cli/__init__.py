@@ -10,11 +10,12 @@ import sys
 
 import typer
 
-from diptych.cli import compare, demo, evaluate, metrics, report, study, train
+from diptych.cli import advise, compare, demo, evaluate, metrics, plan, report, study, train
 from diptych.cli.choose import adapt, choose, soup
 from diptych.cli.data import curate, data
+from diptych.cli.failures import probe, readout, slices
 from diptych.cli.index import index, search, serve
-from diptych.cli.models import caption, chat, compose, draw, embed, export, predict
+from diptych.cli.models import caption, chat, compose, draw, embed, explain, export, predict
 from diptych.cli.start import doctor, greet
 from diptych.core.errors import DiptychError, Interrupted
 
@@ -43,6 +44,8 @@ app.add_typer(data.app, name="data")
 app.add_typer(curate.app, name="curate")
 app.add_typer(metrics.app, name="metrics")
 app.command()(train.train)
+app.command()(plan.plan)
+app.command()(advise.advise)
 app.command()(choose.choose)
 app.command()(soup.soup)
 app.command()(adapt.adapt)
@@ -53,10 +56,14 @@ app.command()(draw.draw)
 app.command()(compose.compose)
 app.command()(predict.predict)
 app.command()(embed.embed)
+app.command()(explain.explain)
 app.command()(index.index)
 app.command()(search.search)
 app.command()(serve.serve)
 app.command()(evaluate.evaluate)
+app.command()(slices.slices)
+app.command()(probe.probe)
+app.command()(readout.readout)
 app.command()(export.export)
 app.command()(report.report)
 app.command()(compare.recipes)

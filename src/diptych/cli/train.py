@@ -52,7 +52,10 @@ def train(
         return
     with TrainingDisplay(checked.name) as display:
         run = run_training(checked, out, resume=resume, progress=display)
+    from diptych.plan.audit import note
+
     spent = run.spent
+    note(run.recipe, spent)
     if as_json:
         from diptych.cli.results import print_json
 

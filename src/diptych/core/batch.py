@@ -254,9 +254,9 @@ class Videos(Collated):
     owner: Tensor | None = None
     keep: Tensor | None = None  # [B, K] int64, with a row for each clip; None: all
 
-    row_wise = ("seconds", "frames")
-    beside = ("keep",)
-    heavy = ("frames", "seconds", "keep")
+    row_wise: ClassVar[tuple[str, ...]] = ("seconds", "frames")
+    beside: ClassVar[tuple[str, ...]] = ("keep",)
+    heavy: ClassVar[tuple[str, ...]] = ("frames", "seconds", "keep")
 
     @property
     def rows(self) -> Tensor | None:
@@ -278,8 +278,8 @@ class Segments(Videos):
     pieces: int = 1
 
     row_wise = ("seconds", "frames", "segment", "place")
-    beside = ("texts", "story")
-    heavy = ("frames",)
+    beside = ("keep", "texts", "story")
+    heavy = ("frames", "keep")
 
     @property
     def rows(self) -> Tensor | None:

@@ -231,7 +231,7 @@ class Augmenter:
         rng: seeded for this sample; the result depends on nothing else. The number of draws does not depend on ``captions``.
         captions: all captions of the sample; if one speaks of left or right (``speaks_of_sides``), the image is not flipped.
         """
-        place = self.place(*image.shape[:2], rng, captions)
+        place = self.place(image.shape[0], image.shape[1], rng, captions)
         whole = place[:4] == central(*image.shape[:2])[:4]
         image = resize(image, self.size) if whole else resize_part(image, self.size, *place[:4])
         if place.flip:

@@ -211,7 +211,7 @@ def random_resized_crop(
 
     Never mirrored: captions say left and right.
     """
-    part = random_part(*image.shape[:2], rng, scale, ratio)
+    part = random_part(image.shape[0], image.shape[1], rng, scale, ratio)
     return resize(image, size) if part is None else resize_part(image, size, *part)
 
 

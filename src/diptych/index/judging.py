@@ -101,17 +101,22 @@ def calibration(index: Index) -> Calibration | None:
     return kept[1]
 
 
-def judge(index: Index, query: Query, vector: np.ndarray, ids: Sequence[int], total: int) -> Judged | None:
+def judge(index: Index, query: Query, vector: np.ndarray, ids: Sequence[int], total: int, part: slice) -> Judged | None:
     """The verdict on hits; None where the index has no calibration, or nothing was searched for by words.
 
-    ids: the hits, best first; the first ones decide whether there is anything. total: pictures that were searched.
+    ids: the hits, best first; the first ones decide whether there is anything. total: pictures that were searched. part: the hits
+    that get a relevance, apart from the first ones.
     """
     known = calibration(index)
     if known is None or not (query.texts or query.without) or query.images or query.like:
         return None
     text = query.texts[0] if len(query.texts) == 1 and not query.without else ""
-    verdict = known.judge(vector, _vectors(index, ids), text=text, searched=total)
-    return Judged([float(r) for r in verdict.relevance], not verdict.present, verdict.reason)
+    rows = sorted({*range(len(ids))[:TOP], *range(len(ids))[part]})
+    verdict = known.judge(vector, _vectors(index, [ids[i] for i in rows]), text=text, searched=total)
+    relevance: list[float | None] = [None] * len(ids)
+    for i, value in zip(rows, verdict.relevance, strict=True):
+        relevance[i] = float(value)
+    return Judged(relevance, not verdict.present, verdict.reason)
 
 
 def readable(query: Query) -> bool:
@@ -120,7 +125,7 @@ def readable(query: Query) -> bool:
 
 
 def rejudged(
-    index: Index, query: Query, vector: np.ndarray, ids: Sequence[int], total: int, rerank: Reranker
+    index: Index, query: Query, vector: np.ndarray, ids: Sequence[int], total: int, part: slice, rerank: Reranker
 ) -> tuple[Judged | None, list[int]]:
     """The verdict of a second model on the first hits, and the order of all of them: the first ones by its scores, best first, then
     the others as they are, without a relevance. One without a cut-off of its own leaves the verdict to the first model.
@@ -135,12 +140,12 @@ def rejudged(
         except DiptychError:
             continue
     if not read:
-        return judge(index, query, vector, ids, total), list(range(len(ids)))
+        return judge(index, query, vector, ids, total, part), list(range(len(ids)))
     scores = rerank.scores(images, query.texts, query.without)
     first = [read[i] for i in np.argsort(-scores, kind="stable")]
-    order = [*first, *(i for i in range(len(ids)) if i not in set(first))]
+    order = [*first, *sorted(set(range(len(ids))) - set(first))]
     if not rerank.judges:
-        before = judge(index, query, vector, ids, total)
+        before = judge(index, query, vector, ids, total, part)
         if before is None:
             return None, order
         return Judged([before.relevance[i] for i in order], before.nothing, before.reason), order

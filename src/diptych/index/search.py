@@ -62,16 +62,15 @@ def search(
             raise DiptychError(f"{index.path}: there is no picture {id} to compare with")
     vector = vector_of(query, model, store.vectors)
     total = len(index) if where is None else len(where.ids())
-    again = rerank is not None and readable(query)
+    part, again = slice(offset, offset + n), rerank is not None and readable(query)
     wanted = max(n + offset, TOP) if again or cutoff else n + offset
     ids, scores, leader = _nearest(index, vector, where, wanted, fold, set(query.like), total)
     if again:
         assert rerank is not None
-        verdict, order = rejudged(index, query, vector, ids, total, rerank)
+        verdict, order = rejudged(index, query, vector, ids, total, part, rerank)
         ids, scores = [ids[i] for i in order], [scores[i] for i in order]
     else:
-        verdict = judge(index, query, vector, ids, total) if cutoff else None
-    part = slice(offset, offset + n)
+        verdict = judge(index, query, vector, ids, total, part) if cutoff else None
     relevance = (verdict.relevance if verdict is not None else [None] * len(ids))[part]
     ids, scores = ids[part], scores[part]
     twins = _twins(index, vector, where, ids, leader, set(query.like)) if fold else {}
@@ -81,8 +80,7 @@ def search(
         for id, score, fit in zip(ids, scores, relevance, strict=True)
         if id in known_facts
     )
-    judged = verdict is not None and cutoff
-    nothing, reason = (verdict.nothing, verdict.reason) if verdict is not None and judged else (False, "")
+    nothing, reason = (verdict.nothing, verdict.reason) if verdict is not None and cutoff else (False, "")
     return Answer(hits, nothing, reason, total, time.perf_counter() - began, again)
 
 

@@ -7,11 +7,13 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
+from diptych.core.batch import Batch, Turns
 from diptych.core.capabilities import Example, Image
 from diptych.core.encodings import Pass
 from diptych.core.errors import DiptychError
@@ -27,6 +29,14 @@ from diptych.objectives.generative import token_log_probabilities
 READ = 64  # prompts read at a time
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token that is one byte, in vocabularies as SentencePiece makes them
 ANSWERS = 128  # answers scored at a time
+
+
+class Prompt(list[int]):
+    """Token ids, and which of them are answers that were given before (``said``)."""
+
+    def __init__(self, ids: Sequence[int], said: Sequence[bool]):
+        super().__init__(ids)
+        self.said = list(said)
 
 
 class Answering:
@@ -89,7 +99,7 @@ class Answering:
         decoding = replace(how, stop=(*how.stop, *self.chat.stop))
         return decoding, (*decoding.stop, self.chat.end.strip()) if self.chat.end.strip() else decoding.stop
 
-    def _begun(self, shown: Sequence[Sequence[Image]], prompts: Sequence[Sequence[int]]) -> Begun:
+    def _begun(self, shown: Sequence[Sequence[Image]], prompts: Sequence[Prompt]) -> Begun:
         read = self._read(shown, prompts)
         return self.model.part("lm").lm.head(read.last[:, -1]), read.cache
 
@@ -99,10 +109,10 @@ class Answering:
         """log P(text, end of answer | examples, image, prompt) in nats, float32 [N]. An image with a prompt is read once for all of
         its texts.
         """
-        split: dict[Any, tuple[list[int], list[int]]] = {}
+        split: dict[Any, tuple[Prompt, list[int]]] = {}
         readings: dict[Any, int] = {}
         shown: list[list[Image]] = []
-        asked: list[list[int]] = []
+        asked: list[Prompt] = []
         answers, which = [], np.empty(len(texts), dtype=np.int64)
         for k, (image, text, prompt, before_it) in enumerate(zip(images, texts, prompts, examples, strict=True)):
             pictures = [*(e.image for e in before_it), image]
@@ -129,19 +139,19 @@ class Answering:
                     out[rows] = tried(self.model, read, which[rows] - start, [answers[i] for i in rows])
         return out
 
-    def _prompt(self, turns: Sequence[Turn], images: int) -> list[int]:
+    def _prompt(self, turns: Sequence[Turn], images: int) -> Prompt:
         try:
             check_images(turns, images)
-            ids = self.chat.document(turns, ask=True).ids
+            document = self.chat.document(turns, ask=True)
         except Mistake as mistake:
             raise DiptychError(f"the prompt cannot be used: {mistake}") from None
-        if len(ids) >= self.chat.room:
+        if len(document) >= self.chat.room:
             raise DiptychError(
-                f"the conversation has grown to {len(ids)} tokens; the model was trained on at most {self.chat.room}"
+                f"the conversation has grown to {len(document)} tokens; the model was trained on at most {self.chat.room}"
             )
-        return ids
+        return Prompt(document.ids, document.learned)
 
-    def _split(self, prompt: str, text: str, examples: Sequence[Example]) -> tuple[list[int], list[int]]:
+    def _split(self, prompt: str, text: str, examples: Sequence[Example]) -> tuple[Prompt, list[int]]:
         """Token ids of the prompt and of the answer, as in training."""
         turns = asked_with(prompt, examples)
         before = self._prompt(turns, len(examples) + 1) if examples else None
@@ -153,9 +163,10 @@ class Answering:
         learned = learned if before is None else learned[learned >= len(before)]  # the examples' answers are learned, too
         if not len(learned):
             raise DiptychError(f"the answer {text!r} has no tokens, so it has no likelihood")
-        return document.ids[: learned[0]], [document.ids[i] for i in learned]
+        begin = learned[0]
+        return Prompt(document.ids[:begin], document.learned[:begin]), [document.ids[i] for i in learned]
 
-    def _read(self, shown: Sequence[Sequence[Image]], prompts: Sequence[Sequence[int]]) -> Prefix:
+    def _read(self, shown: Sequence[Sequence[Image]], prompts: Sequence[Prompt]) -> Prefix:
         """Each prompt with its images; an image in several of them is encoded once."""
         distinct = {id(image): image for images in shown for image in images}
         number = {key: i for i, key in enumerate(distinct)}
@@ -163,10 +174,26 @@ class Answering:
         prefix = None
         if distinct:
             order = torch.tensor([number[id(image)] for images in shown for image in images], device=device)
-            prefix = self.side(list(distinct.values()))["image.prefix"][order]
+            seen = self.side(list(distinct.values()))
+            prefix = self._by_words(seen, order, prompts) if self._words_count else seen["image.prefix"][order]
         ids, mask = padded(prompts, self.chat.tokenizer.pad, left=True)
         read: Prefix = self.model.part("lm").read(ids.to(device), mask.to(device), prefix)
         return read
+
+    @cached_property
+    def _words_count(self) -> bool:
+        """Whether what the language model reads of an image depends on the words of its conversation (connector ``instructed``)."""
+        graph, name = self.model.graph, "turns.images.prefix"
+        return graph.gives(name) and "turns" in graph.plain(name).inputs
+
+    def _by_words(self, seen: Pass, order: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
+        """What the language model reads of the images of all prompts, each by the words of its prompt, as in training."""
+        ids, mask = padded(prompts, self.chat.tokenizer.pad, left=False)
+        said, _ = padded([list(map(int, prompt.said)) for prompt in prompts], 0, left=False)
+        turns = Turns(ids, mask, said.bool(), torch.arange(ids.shape[1]).expand_as(ids)).to(order.device)
+        given = {"turns.images.tokens": seen["image.tokens"][order]}
+        prefix: torch.Tensor = Pass(self.model, Batch({"turns": turns}, len(prompts)), given=given)["turns.images.prefix"]
+        return prefix
 
 
 def _number(images: Sequence[Image], prompt: Sequence[int]) -> int:

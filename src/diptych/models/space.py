@@ -213,6 +213,7 @@ SPACE: dict[str, Any] = {
     "attention": "diptych.models.time.factorised:PooledSpace",
     "iterative": "diptych.models.time.approximation:IterativeSpace",
     "projected_states": "diptych.models.language.retrieval:ProjectedStates",
+    "queries_and_states": "diptych.models.language.retrieval:QueriesAndStates",
     "retrieval_token": "diptych.models.language.retrieval:RetrievalToken",
     "region_queries": "diptych.models.regions.queries:RegionSpace",
 }

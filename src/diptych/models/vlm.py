@@ -217,8 +217,8 @@ class VLM(nn.Module):
                     module.compile(backend=backend)
 
     def encode(self, batch: Batch, wanted: Collection[str] = ()) -> Pass:
-        """The pass over a batch. In training a stage's patch dropout is drawn here, anew for every image and frame (FLIP, Li et al. 2023,
-        §3).
+        """The pass over a batch. In training a stage's patch dropout is drawn here, anew for every image and every frame of a clip
+        (FLIP, Li et al. 2023, §3).
 
         wanted: the encodings that will be asked for, as far as known.
         """

@@ -17,7 +17,12 @@ from diptych.objectives.filip import LateInteraction, QueryContrast
 from diptych.objectives.flava import MaskedBoth, MaskedCodes, MaskedText
 from diptych.objectives.generative import NextToken, PriorNextToken
 from diptych.objectives.instruction import Answers
+from diptych.objectives.language.documents import DocumentSimilarity, DocumentWords
+from diptych.objectives.language.lengths import LongWords, ShortContrast
+from diptych.objectives.language.reconstruction import VisualReconstruction
 from diptych.objectives.language.retrieval import RetrievalWords
+from diptych.objectives.language.states import StateRegression
+from diptych.objectives.language.towers import EachTower
 from diptych.objectives.llip import Contextual
 from diptych.objectives.maskvlm import MaskedPatches, MaskedWords
 from diptych.objectives.matching import Matching
@@ -47,7 +52,11 @@ OBJECTIVES: dict[str, Any] = {
     "frame_contrast": FrameContrast,
     "frame_order": FrameOrder,
     "granularities": Granularities,
+    "document_similarity": DocumentSimilarity,
+    "document_words": DocumentWords,
+    "each_tower": EachTower,
     "info_nce": InfoNCE,
+    "short_info_nce": ShortContrast,
     "sigmoid": Sigmoid,
     "cocoop": ConditionalPrompts,
     "contextual": Contextual,
@@ -71,6 +80,7 @@ OBJECTIVES: dict[str, Any] = {
     "mmrl": Represented,
     "multi_grained": MultiGrained,
     "next_token": NextToken,
+    "long_next_token": LongWords,
     "reconstruction": Reconstruction,
     "region_contrast": "diptych.objectives.regions.pairs:RegionContrast",
     "region_sigmoid": "diptych.objectives.regions.pairs:RegionSigmoid",
@@ -90,7 +100,9 @@ OBJECTIVES: dict[str, Any] = {
     "boxes": "diptych.objectives.regions.boxes:Boxes",
     "prior_next_token": PriorNextToken,
     "retrieval_words": RetrievalWords,
+    "state_regression": StateRegression,
     "time_order": TimeOrder,
+    "visual_reconstruction": VisualReconstruction,
 }
 
 __all__ = ["OBJECTIVES", "Objective", "build_objectives", "check_needs", "fields_needed"]

@@ -44,8 +44,8 @@ def search(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="A second model that puts the first 20 hits in order and decides whether there is anything: a run that scores pairs "
-            "(`runs/blip`, `runs/coca`, `runs/filip`), or one with better vectors.",
+            help="A second model that puts the first 20 hits in order and decides whether there is anything: a run that scores "
+            "pairs (`runs/blip`, `runs/coca`, `runs/filip`), or one with better vectors.",
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 … or auto.")] = "auto",
@@ -91,8 +91,11 @@ def search(
 
 
 def _pictures(given: list[str] | None) -> tuple[tuple[Any, ...], tuple[int, ...]]:
-    """Pixels of files, and ids."""
+    """Pixels of files, of clips [frames, height, width, 3], and ids."""
+    from diptych.cli.models.shown import is_clip
     from diptych.data.image import as_pixels
+    from diptych.data.source import BrokenItem
+    from diptych.data.videos.single import read_clip
 
     files, ids = [], []
     for text in given or ():
@@ -100,6 +103,11 @@ def _pictures(given: list[str] | None) -> tuple[tuple[Any, ...], tuple[int, ...]
             ids.append(int(text))
         elif not Path(text).is_file():
             raise DiptychError(f"--like {text}: there is no such file, and no picture has such an id")
+        elif is_clip(Path(text)):
+            try:
+                files.append(read_clip(Path(text)))
+            except BrokenItem as broken:
+                raise DiptychError(f"--like {text}: {broken.problem.reason}") from None
         else:
             files.append(as_pixels(text, text))
     return tuple(files), tuple(ids)
@@ -111,9 +119,9 @@ def reranker_of(address: str, held: Any, device: str) -> Any:
     """
     from diptych.cli.index.index import training_data
     from diptych.index.cutoff.rerank import Reranker
-    from diptych.inference.load import load
+    from diptych.inference.onnx.open import open_model
 
-    return Reranker.of(load(address, device), training_data(address) or held.info.get("background"))
+    return Reranker.of(open_model(address, device), training_data(address) or held.info.get("background"))
 
 
 def filters_of(given: Any, columns: Any) -> dict[str, Any]:

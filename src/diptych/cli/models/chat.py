@@ -41,7 +41,6 @@ def chat(
     `diptych chat runs/llava-instruct clip.mp4 --frames 4`
     """
     from diptych.core.sample import Turn
-    from diptych.data.conversations.turns import question
 
     if json_ and prompt is None:
         raise DiptychError("--json needs --prompt: a conversation is read line by line")
@@ -59,7 +58,7 @@ def chat(
             f"{run} follows no prompts; it can: {', '.join(sorted(model.capabilities))}. Train llava-instruct, for one"
         )
     converse = getattr(model, "converse", None)
-    shown = conversed(model, run, images, frames if converse is not None else 0)
+    shown, opening = conversed(model, run, images, frames if converse is not None else 0)
     if converse is None and (len(shown) > 1 or prompt is None or system):
         raise DiptychError(f"{run} answers single questions about one picture: give one image and --prompt, and no --system")
 
@@ -73,7 +72,7 @@ def chat(
         if not message:
             return
         first = not any(turn.role == "user" for turn in turns)
-        turns.append(question(message, len(shown) if first else 0))
+        turns.append(Turn("user", f"{opening if first else ''}{message}"))
         if converse is None:
             answer = model.generate(shown, message, max_tokens, **decoding)[0]
         else:

@@ -98,12 +98,14 @@ def clips_of_files(places: Sequence[Path]) -> Iterator[tuple[str, Image | str]]:
                 yield str(path), broken.problem.reason
 
 
-def conversed(model: Any, run: str, places: Sequence[Path], frames: int) -> list[Image]:
-    """What a conversation shows, one entry for each ``<image>``: pictures; clips as they are to a model that reads clips, to one of
-    several pictures as at most ``frames`` of their frames. frames: 0: the model takes one picture.
+def conversed(model: Any, run: str, places: Sequence[Path], frames: int) -> tuple[list[Image], str]:
+    """What a conversation shows, one entry for each ``<image>``, and the marks before its first question: pictures; clips as they
+    are to a model that reads clips, to one of several pictures as at most ``frames`` of their frames. frames: 0: the model takes
+    one picture.
 
     Raises DiptychError, with the file and the reason, for what cannot be read, and for a clip that the model cannot be shown.
     """
+    from diptych.core.sample import IMAGE
     from diptych.data.image import decode
     from diptych.data.source import BrokenItem
     from diptych.data.video import WITH_PILLOW
@@ -111,19 +113,22 @@ def conversed(model: Any, run: str, places: Sequence[Path], frames: int) -> list
     from diptych.data.videos.single import animated, read_clip
 
     shown: list[Image] = []
+    opening = ""
     for path in places:
         try:
             clip = path.is_dir() or is_clip(path) or (path.name.lower().endswith(WITH_PILLOW) and animated(path.read_bytes()))
             if not clip:
-                shown.append(decode(path.read_bytes(), str(path)))
+                part = [decode(path.read_bytes(), str(path))]
             elif reads_clips(model):
-                shown.append(read_clip(path))
+                part = [read_clip(path)]
             elif frames:
-                shown += list(read_clip(path, Sampling(frames)))
+                part = list(read_clip(path, Sampling(frames)))
             else:
                 raise DiptychError(f"{path} is a clip, and {run} reads one picture: {INSTEAD}")
         except BrokenItem as broken:
             raise DiptychError(f"{path}: {broken.problem.reason}") from None
         except OSError as error:
             raise DiptychError(f"{path}: {error.strerror}") from None
-    return shown
+        shown += part
+        opening += IMAGE * len(part) + "\n"
+    return shown, opening

@@ -15,6 +15,7 @@ from typing import Literal
 
 from diptych.core import extras
 from diptych.core.errors import DiptychError
+from diptych.core.memory import available_memory
 
 GIB = 2**30
 LITTLE_MEMORY, LITTLE_ROOM = 4 * GIB, 5 * GIB  # below these a default run may not fit, a cache may fill the disk
@@ -75,21 +76,6 @@ def memory() -> Iterator[Finding]:
         yield Finding("memory", "note", f"{free / GIB:.1f} GiB free", "smaller batches: --set stages.0.micro_batch=32")
     else:
         yield Finding("memory", "ok", f"{free / GIB:.1f} GiB free")
-
-
-def available_memory(proc: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes that a new process can use: what the machine has available, or a control group leaves. None if unknown."""
-    found = re.search(r"MemAvailable:\s+(\d+) kB", proc.read_text()) if proc.is_file() else None
-    free = int(found[1]) * 1024 if found else None
-    try:
-        limit = (cgroup / "memory.max").read_text().strip()
-        used = int((cgroup / "memory.current").read_text())
-    except (OSError, ValueError):
-        return free
-    if not limit.isdigit():
-        return free
-    left = max(0, int(limit) - used)
-    return left if free is None else min(free, left)
 
 
 def accelerators() -> Iterator[Finding]:

@@ -78,7 +78,8 @@ def packed_fields(source: Any) -> tuple[str, ...]:
 
 def version_of(fields: Iterable[str]) -> int:
     """The version of the format that shards with these fields are written in."""
-    return max([2, *(number for name in fields for number in FIELDS[name].added)])
+    numbers: list[int] = [number for name in fields for number in FIELDS[name].added]
+    return max([2, *numbers])
 
 
 def schema(fields: Iterable[str], version: int = VERSION) -> pa.Schema:

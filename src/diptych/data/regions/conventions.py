@@ -24,7 +24,7 @@ from diptych.core.errors import DiptychError, nearest
 from diptych.core.sample import Box
 
 ORDERS = ("xyxy", "xywh", "yxyx", "center")
-SCALES = (0, 1, 100, 999, 1000)
+SCALES = (0, 1, 100, 999, 1000, 1024)
 PADDED = "@padded"
 _OTHER_NAMES = {"ltrb": "xyxy", "ltwh": "xywh", "cxcywh": "center", "tlbr": "yxyx"}
 
@@ -97,7 +97,7 @@ def convention(text: str, where: str = "convention") -> Convention:
     if order not in ORDERS:
         raise DiptychError(f"{where}: '{text}': no order '{order}'{nearest(order, ORDERS)}")
     if scale and scale not in map(str, SCALES[1:]):
-        raise DiptychError(f"{where}: '{text}': expected /1, /100, /999 or /1000 after the order, or nothing for pixels")
+        raise DiptychError(f"{where}: '{text}': expected /1, /100, /999, /1000 or /1024 after the order, or nothing for pixels")
     return Convention(order, int(scale or 0), padded)
 
 

@@ -75,6 +75,28 @@ class Segment:
         return None if numbers is None or numbers.shape != (height, width) else numbers == self.number
 
 
+@dataclass(frozen=True)
+class EncodedPicture:
+    """A mask as a picture file in base64; pixels above 0 belong to it (DCI)."""
+
+    data: str
+
+    def draw(self, height: int, width: int) -> np.ndarray | None:
+        """The mask; None for a picture of another size, or one that cannot be read."""
+        import base64
+        import io
+
+        from PIL import Image
+
+        try:
+            with Image.open(io.BytesIO(base64.b64decode(self.data.rpartition(",")[2])), formats=("PNG", "WEBP", "JPEG")) as picture:
+                if picture.size != (width, height):
+                    return None
+                return np.asarray(np.asarray(picture.convert("L") if picture.mode not in ("1", "L", "I") else picture) > 0)
+        except (ValueError, OSError, SyntaxError):
+            return None
+
+
 @lru_cache(maxsize=4)  # the segments of a picture are drawn one after the other
 def segments(url: str) -> np.ndarray | None:
     """The numbers of a picture of segments, int32 [height, width]; None if it cannot be read."""
@@ -104,7 +126,7 @@ def drawn(regions: Sequence[Any], height: int | None, width: int | None, wrong: 
     """
     result = []
     for number, r in enumerate(regions, 1):
-        if not isinstance(r, Region) or not isinstance(r.mask, Outline) and not isinstance(r.box, Declared):
+        if not isinstance(r, Region) or (not isinstance(r.mask, Outline) and not isinstance(r.box, Declared)):
             result.append(r)
         elif height is None or width is None:
             result += [] if isinstance(r.box, Declared) else [r._replace(mask=None)]

@@ -31,6 +31,7 @@ _LATER = (
     "crowded",
     "wrong",
     "masks",
+    "named",
 )  # options that were added after the first worlds had been published
 TRAIN_LENGTH, HELD_OUT_LENGTH = 2**31 - 1, 10_000
 
@@ -68,6 +69,7 @@ class World:
     tiny: float = 0.0  # of scenes:regions: chance that an object is very small
     crowded: float = 0.0  # of scenes:regions: the largest share of an object that others may hide
     wrong: int = 0  # of scenes:regions: wrong versions of each phrase
+    named: int = 0  # of scenes:regions: 1: every object is a region with its colour and name as phrase, which others may share
     masks: int = 0  # 1: regions have the mask of their visible pixels
 
     def __post_init__(self) -> None:
@@ -78,7 +80,7 @@ class World:
             **{"natural": (0, 0.9), "full": (1, 3), "frames": (1, 3), "length": (0, TRAIN_LENGTH)},
             **{"told": (0, 3), "zipf": (0, 4), "habit": (0, 1), "ask": (0, 16), "backwards": (0, 1)},
             **{"clip_frames": (0, 1024), "events": (0, 32), "things": (0, 24), "distractors": (0, 8)},
-            **{"tiny": (0, 1), "crowded": (0, 0.6), "wrong": (0, 20), "masks": (0, 1)},
+            **{"tiny": (0, 1), "crowded": (0, 0.6), "wrong": (0, 20), "masks": (0, 1), "named": (0, 1)},
         }
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
@@ -187,7 +189,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 # Options of the worlds that do not draw single pictures; the other options have no effect there.
 _COMMON = ("size", "concepts", "colours", "natural", "seed", "split", "length", "zipf", "ask", "habit")
 OF_CLIPS = ("actions", "clip_frames", "events", "backwards")
-OF_REGIONS = ("things", "distractors", "tiny", "crowded", "wrong")
+OF_REGIONS = ("things", "distractors", "tiny", "crowded", "wrong", "named")
 ONLY = {
     "clips": (*_COMMON, "full", *OF_CLIPS),
     "albums": (*_COMMON, "max_objects"),

@@ -250,9 +250,13 @@ class ListedSource(ABC):
         fields = entry.fields
         if "regions" in fields:
             image = decoded.get("image")
-            size = (None, None) if image is None else image.shape[:2]
-            seen = drawn(fields["regions"], *size, lambda number, reason: self._note(f"{entry.id}, region {number}", reason))
-            fields = {**fields, "regions": seen or None}
+            height, width = (None, None) if image is None else image.shape[:2]
+
+            def wrong(number: int, reason: str) -> None:
+                """Records a region that cannot be used."""
+                self._note(f"{entry.id}, region {number}", reason)
+
+            fields = {**fields, "regions": drawn(fields["regions"], height, width, wrong) or None}
         return Sample(entry.id, dict(entry.extra), **decoded, text=text, **fields)
 
     def _note(self, item: str, reason: str) -> None:

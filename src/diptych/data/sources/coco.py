@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from diptych.core.errors import DiptychError
-from diptych.data.source import Problem
 from diptych.core.sample import Region, class_text
+from diptych.data.source import Problem
 from diptych.data.sources.base import Entry, ListedSource
 from diptych.data.sources.grounded.regions import region_of
 from diptych.data.sources.table import check_scheme, json_object
@@ -160,7 +160,9 @@ def category_names(content: Mapping[str, Any], place: str) -> dict[Any, str]:
 
 
 def file_name(image: Mapping[str, Any]) -> Any:
-    """The path of an image: its ``file_name``, or of LVIS' images the last two parts of their address, ``val2017/000000397133.jpg``."""
+    """The path of an image: its ``file_name``, or of LVIS' images the last two parts of their address,
+    ``val2017/000000397133.jpg``.
+    """
     url = image.get("coco_url")
     if image.get("file_name") is None and isinstance(url, str):
         return "/".join(url.split("/")[-2:])

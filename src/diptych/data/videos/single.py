@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from diptych.core.sample import Video
 from diptych.data.clips import Frames, clip_array
 from diptych.data.source import BrokenItem
 from diptych.data.sources.video import CLIPS, frame_folders
@@ -58,17 +57,30 @@ def read_clip(path: Path, sampling: Sampling | None = None, size: int = SIZE, fp
 
 
 def clip_from(data: bytes, item: str, sampling: Sampling | None = None, size: int = SIZE) -> Frames:
-    """As ``read_clip``, from the bytes of a file of any kind that ``video:`` reads: what counts is how they begin."""
-    how = sampling or Sampling()
-    video: Video = (
-        decode_animation(data, item, how, size) if is_animation(data) else decode_video(lambda: io.BytesIO(data), item, how, size)
-    )
+    """As ``read_clip``, from the bytes of a file: what counts is how they begin (``form_of``). No other kind is tried, since FFmpeg
+    also reads lists of files, which would be opened.
+    """
+    how, form = sampling or Sampling(), form_of(data, item)
+    if form == "picture":
+        video = decode_animation(data, item, how, size)
+    else:
+        video = decode_video(lambda: io.BytesIO(data), item, how, size, form=form)
     return clip_array(video, item)
 
 
-def is_animation(data: bytes) -> bool:
-    """Whether bytes are those of a GIF or WebP, which Pillow reads."""
-    return data[:4] == b"GIF8" or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+def form_of(data: bytes, item: str) -> str:
+    """What the bytes of a file are: the container by FFmpeg's name, or ``picture`` of a GIF or WebP. ``BrokenItem`` for anything
+    else.
+    """
+    if data[:4] == b"GIF8" or (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
+        return "picture"
+    if data[4:8] == b"ftyp" or data[4:8] in (b"moov", b"mdat", b"wide", b"free", b"skip"):
+        return "mov"
+    if data[:4] == b"\x1aE\xdf\xa3":
+        return "matroska"
+    if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
+        return "avi"
+    raise BrokenItem(item, "not MP4, MOV, WebM, Matroska, AVI, GIF or WebP")
 
 
 def animated(data: bytes) -> bool:

@@ -13,10 +13,11 @@ can always be made again, so nothing is lost when a process dies:
 The best candidates of a search get exact scores. How far it looks is found by measurement after the graph was made. Where no way
 of searching finds enough, every vector is compared.
 
-Under a filter, the nearest of all vectors are searched, and those that count are picked out. If enough of these are in the nearer
-part of what was found, no others can be better; else the search goes further, or compares what the filter lets through one by
-one. To let the graph pass over what does not count would be wrong without notice: if all of a query's surroundings are excluded,
-the search ends before it has reached the nearest of those that count, with as many hits as were asked for (docs/measured.md).
+Under a filter, the nearest of all vectors are searched, and those that count are picked out. If there are enough of these in the
+nearer part of what was found, no others can be better; else the search goes further, as far as the graph was measured to find all
+of that part, and then compares what the filter lets through one by one. To let the graph pass over what does not count would be
+wrong without notice: if all of a query's surroundings are excluded, the search ends before it has reached the nearest of those that
+count, with as many hits as were asked for (docs/measured.md).
 """
 
 from __future__ import annotations
@@ -38,13 +39,14 @@ from diptych.index.filters import Where
 from diptych.index.stores.base import Found, Rows
 from diptych.index.stores.exact import Exact, save_array
 from diptych.index.stores.ranking import ascending, check_ids, check_queries, ranked
-from diptych.index.stores.tuning import MARGINS, all_cores, tuned
+from diptych.index.stores.tuning import DEPTHS, MARGINS, Pick, all_cores, tuned
 
 FORMAT = 1
 LIST = "graph.json"
 CHUNK = 20_000  # vectors that go into the graph at a time
 DEAD = 0.25  # a graph with a larger share of rows that do not count is made anew
 WAITING = 1000  # so many are compared one by one without a noticeable delay
+WIDER = 4  # times as far a search under a filter goes if it has not found enough
 SECONDS = 120.0  # so often a graph that is being made is written
 Progress = Callable[[int, int], object]  # vectors in the graph, of how many
 _OPEN: WeakValueDictionary[str, Any] = WeakValueDictionary()  # graphs that were read, by file: servers open a store often
@@ -70,12 +72,12 @@ class Approximate:
         self._faiss = need("faiss", extra="index", what=f"store {self.kind}")
         self._fixed = effort
         self._effort: float | None = effort  # None: not measured yet, or no effort is enough; search is exact
-        self._margin: float | None = MARGINS[0] if effort else None  # the same for searches under a filter
+        self._pick: Pick | None = Pick(MARGINS[0], DEPTHS[-1]) if effort else None  # the same for searches under a filter
         self.exact = Exact(self.folder / "exact", width)
         self._graph: Any = None
         self._shared = False  # whether other stores of this process may hold the same graph
         self._row_ids = np.zeros(0, np.int64)  # id of each row of the graph, -1 for one that does not count
-        self._sorted: tuple[np.ndarray, np.ndarray] | None = None  # the ids and their rows, ascending
+        self._places: np.ndarray | None = None  # the row of each id, -1 for none
         self._made_of = 0  # vectors that the parameters of the graph were chosen for
         self._tuned = False  # whether the effort was measured for the graph as it is
         self._number = 0  # of the graph's files
@@ -126,10 +128,10 @@ class Approximate:
         allowed = None if where is None else ascending(where.ids())
         if self._graph is None or k < 1:
             return self._exactly(queries, k, allowed)
-        number = self._alive if allowed is None else len(self._rows(allowed))
+        number = self._alive if allowed is None else len(allowed)
         if self._effort is None or 4 * k >= number or (allowed is not None and number <= self.few):
             return self._exactly(queries, k, allowed)
-        return self.searched(queries, k, allowed, self._effort, self._margin)
+        return self.searched(queries, k, allowed, self._effort, self._pick)
 
     def vectors(self, ids: np.ndarray) -> np.ndarray:
         """The vectors of ids, float32 [N, E], as they were added. DiptychError for an id that is not there."""
@@ -148,7 +150,7 @@ class Approximate:
     def close(self) -> None:
         """Lets go of the graph and the mapped files. Does not save."""
         self.exact.close()
-        self._graph, self._row_ids, self._sorted = None, np.zeros(0, np.int64), None
+        self._graph, self._row_ids, self._places = None, np.zeros(0, np.int64), None
         self._waiting, self._changed, self._written = np.zeros(0, np.int64), set(), set()
 
     def settle(self, queries: np.ndarray | None = None, progress: Progress | None = None) -> None:
@@ -186,7 +188,7 @@ class Approximate:
             while len(self._waiting):
                 some = self._waiting[:CHUNK]
                 self._graph.add(self.exact.vectors(some))
-                self._row_ids, self._sorted = np.concatenate([self._row_ids, some]), None
+                self._row_ids, self._places = np.concatenate([self._row_ids, some]), None
                 self._waiting = self._waiting[CHUNK:]
                 if progress is not None:
                     progress(count - len(self._waiting), count)
@@ -203,9 +205,9 @@ class Approximate:
     def _exactly(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> Found:
         return self.exact.search(queries, k, None if allowed is None else Where(ids=lambda: allowed))
 
-    def searched(self, queries: np.ndarray, k: int, allowed: np.ndarray | None, effort: float, margin: float | None) -> Found:
-        """A search of that effort; allowed: ids, ascending. margin: how much further than the last hit that counts a search under a
-        filter has to have looked; None: it is exact.
+    def searched(self, queries: np.ndarray, k: int, allowed: np.ndarray | None, effort: float, pick: Pick | None) -> Found:
+        """A search of that effort; allowed: ids, ascending. pick: how hits that count are picked out under a filter; None: it is
+        exact.
         """
         total = self._graph.ntotal
         rows = None if allowed is None else self._rows(allowed)
@@ -222,8 +224,10 @@ class Approximate:
             if rows is not None:
                 marks = np.zeros(total, bool)
                 marks[rows] = True
-            near, sure = self._picked(queries, k, marks, number, effort, margin)
-        waiting = self._waiting if allowed is None else np.intersect1d(self._waiting, allowed)
+            near, sure = self._picked(queries, k, marks, number, effort, pick)
+        waiting = self._waiting
+        if allowed is not None and len(waiting):
+            waiting = np.intersect1d(waiting, allowed, assume_unique=True)
         some = np.flatnonzero(sure)
         candidates_of = [self._row_ids[near[q]] for q in some]
         if len(waiting) and len(some):
@@ -237,32 +241,45 @@ class Approximate:
         return result
 
     def _picked(
-        self, queries: np.ndarray, k: int, marks: np.ndarray, number: int, effort: float, margin: float | None
+        self, queries: np.ndarray, k: int, marks: np.ndarray, number: int, effort: float, pick: Pick | None
     ) -> tuple[list[np.ndarray], np.ndarray]:
-        """Of the nearest rows of all, those that count, for each query, and for which queries these are sure to be the best: there
-        are enough among the nearer ones, the first part of ``margin``, of what was found.
+        """Of the nearest rows of all, those that count, for each query, and for which queries these are the best: there are enough
+        among the nearer ones, of which the graph is known to find all.
         """
         near, sure = [np.zeros(0, np.int64) for _ in queries], np.zeros(len(queries), bool)
-        if margin is None:
+        if pick is None:
             return near, sure
         _, needed = self._reach(effort, k)
-        depth = int(np.ceil(1.5 * margin * needed * len(marks) / number))
-        while not sure.all() and depth < len(marks) and self._cost(effort, depth) < number:
-            open_ = np.flatnonzero(~sure)
-            parameters, _ = self._reach(effort, k, depth)
-            _, found = self._graph.search(queries[open_], depth, params=parameters)
+        depth = int(np.ceil(1.5 * pick.margin * needed * len(marks) / number))
+        open_ = np.arange(len(queries))
+        while len(open_) and depth <= pick.depth and self._cost(effort, depth) < number:
+            promising = []
+            found = self.nearest(queries[open_], effort, depth)
             for q, row in zip(open_, found, strict=True):
                 counts = np.flatnonzero((row >= 0) & marks[row])
-                if len(counts) >= needed and counts[needed - 1] < depth / margin:
+                if len(counts) >= needed and counts[needed - 1] < depth / pick.margin:
                     near[q], sure[q] = row[counts[:needed]], True
-            depth *= 4
+                elif WIDER * len(counts) >= needed:  # else going further is of no use either
+                    promising.append(q)
+            open_, depth = np.array(promising, np.int64), max(depth + 1, min(WIDER * depth, pick.depth))
         return near, sure
 
+    def nearest(self, queries: np.ndarray, effort: float, depth: int) -> np.ndarray:
+        """Rows of the graph that it takes for the ``depth`` nearest, best first, dead ones too; int64 [Q, depth], -1 for none."""
+        parameters, _ = self._reach(effort, 1, depth)
+        rows: np.ndarray = self._graph.search(queries, depth, params=parameters)[1]
+        return rows
+
+    def row_vectors(self, rows: np.ndarray) -> np.ndarray:
+        """The vectors of rows of the graph that count, float32 [N, E]."""
+        ids = self._row_ids[rows]
+        return self.exact.vectors(ids[ids >= 0])
+
     def _tune(self, queries: np.ndarray | None) -> None:
-        """Chooses the effort and the margin by measurement (``tuned``)."""
+        """Chooses the effort, and how hits are picked out, by measurement (``tuned``)."""
         self._tuned = True
         if self._fixed is None:
-            self._effort, self._margin = tuned(self, queries)
+            self._effort, self._pick = tuned(self, queries)
 
     # --- the graph's rows ---
 
@@ -276,15 +293,14 @@ class Approximate:
 
     def _rows(self, ids: np.ndarray) -> np.ndarray:
         """Rows of the graph of those ids that it holds."""
-        if self._sorted is None:
+        if self._places is None:
             rows = np.flatnonzero(self._row_ids >= 0)
-            rows = rows[np.argsort(self._row_ids[rows], kind="stable")]
-            self._sorted = self._row_ids[rows], rows
-        held, rows = self._sorted
-        if not len(held):
-            return np.zeros(0, np.int64)
-        rows = rows[np.minimum(np.searchsorted(held, ids), len(held) - 1)]
-        here: np.ndarray = rows[self._row_ids[rows] == ids]  # a row that no longer counts has the id -1
+            places = np.full(int(self._row_ids.max(initial=-1)) + 1, -1, np.int64)  # ids are given one after the other: few gaps
+            places[self._row_ids[rows]] = rows
+            self._places = places
+        rows = self._places[ids[(ids >= 0) & (ids < len(self._places))]]
+        rows = rows[rows >= 0]
+        here: np.ndarray = rows[self._row_ids[rows] >= 0]  # a row that no longer counts has the id -1
         return here
 
     def _touch(self, ids: np.ndarray, there: bool) -> None:
@@ -298,7 +314,7 @@ class Approximate:
             self._waiting = np.setdiff1d(self._waiting, ids)
 
     def _drop(self) -> None:
-        self._graph, self._sorted, self._tuned = None, None, False
+        self._graph, self._places, self._tuned = None, None, False
         self._row_ids, self._waiting = np.zeros(0, np.int64), np.zeros(0, np.int64)
 
     # --- files ---
@@ -325,9 +341,11 @@ class Approximate:
                 f"{self.folder}: holds vectors of width {known['width']} in a store of kind {known['kind']}, not of width "
                 f"{self.width} in one of kind {self.kind}; choose another folder"
             )
-        self._number, self._made_of, self._tuned = known["graph"], known["made_of"], "margin" in known
-        if self._fixed is None:  # one of an older version, or that was not finished, has no margin: settle measures it
-            self._effort, self._margin = known["effort"], known.get("margin")
+        self._number, self._made_of, self._tuned = known["graph"], known["made_of"], "pick" in known
+        if (
+            self._fixed is None
+        ):  # in a file of an older version, or of a graph that is not finished, it is missing: settle measures it
+            self._effort, self._pick = known["effort"], Pick(*known["pick"]) if known.get("pick") else None
         try:
             self._graph = self._opened()
             self._row_ids = np.load(self._file("npy"))
@@ -336,7 +354,7 @@ class Approximate:
             return False
         if self._graph.ntotal != len(self._row_ids) or self._graph.d != self.width:
             return False
-        self._changed, self._sorted = set(changed.tolist()), None
+        self._changed, self._places = set(changed.tolist()), None
         self._written = set(self._changed)
         self._row_ids[self._rows(changed)] = -1
         held = np.unique(self._row_ids[self._row_ids >= 0])
@@ -368,8 +386,8 @@ class Approximate:
         except RuntimeError as error:  # faiss's own class of errors, for a full disk too
             raise DiptychError(f"{self._file('faiss')}: cannot be written ({error}); is the disk full?") from None
         self._changed, self._written = set(), set()
-        known = {"graph": self._number, "made_of": self._made_of, "effort": self._effort if self._tuned else None}
-        known |= {"margin": self._margin} if self._tuned else {}
+        known: dict[str, Any] = {"graph": self._number, "made_of": self._made_of, "effort": self._effort if self._tuned else None}
+        known |= {"pick": self._pick} if self._tuned else {}
         write_json(self.folder / LIST, {"format": FORMAT, "kind": self.kind, "width": self.width, **known})
         for path in self.folder.iterdir():
             match = re.match(r"\.?graph-(\d+)\.", path.name)

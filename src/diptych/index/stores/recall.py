@@ -10,7 +10,7 @@ import numpy as np
 
 from diptych.core.arrays import unit_rows
 from diptych.index.filters import Where
-from diptych.index.stores.base import Found, Store
+from diptych.index.stores.base import Found, Store, settle
 from diptych.index.stores.ranking import ROUNDING, check_queries, exact_scores, nearest_rows
 
 CHUNK = 1 << 15  # vectors that are compared at a time
@@ -144,9 +144,7 @@ def measure(store: Store, queries: np.ndarray | None = None, k: int = 10, number
     queries: float32 [Q, E] of pictures that are not in the store, or of texts; None: ``number`` of ``probes``. A store that
     searches by an approximation is brought up to date first (its ``settle``).
     """
-    settle = getattr(store, "settle", None)
-    if settle is not None:
-        settle()
+    settle(store)
     if not len(store):
         return Recall(store.kind, 0, 0, k, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0)
     queries = (
@@ -168,5 +166,8 @@ def measure(store: Store, queries: np.ndarray | None = None, k: int = 10, number
             times.append(time.perf_counter() - began)
         found = Found(np.concatenate([p.ids for p in parts]), np.concatenate([p.scores for p in parts]))
         results.append((recall_of(found, truth), float(np.median(times)), float(np.quantile(times, 0.95))))
-    (free, *times_free), (filtered, *times_filtered), (alike, *times_alike) = results
-    return Recall(store.kind, len(store), len(queries), k, free, filtered, *times_free, *times_filtered, alike, *times_alike)
+    (free, median, p95), (filtered, filtered_median, filtered_p95), (alike, alike_median, alike_p95) = results
+    return Recall(
+        store.kind, len(store), len(queries), k, free, filtered, median, p95, filtered_median, filtered_p95, alike, alike_median,
+        alike_p95,
+    )  # fmt: skip

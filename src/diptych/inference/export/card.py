@@ -114,6 +114,31 @@ written = model.generate(**inputs, generation_config=model.generation_config, ma
 print(processor.batch_decode(written, skip_special_tokens=True)[0])
 ```
 """,
+    "VideoMAEModel": """\
+```python
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+model, processor = AutoModel.from_pretrained("."), AutoImageProcessor.from_pretrained(".")
+frames = [Image.open(f"frame-{i}.png") for i in range(model.config.num_frames)]  # evenly spread over the clip
+clip = processor(images=frames, return_tensors="pt")["pixel_values"][None]
+print(model(clip).last_hidden_state.mean(1))
+```
+""",
+    "VideoMAEForPreTraining": """\
+```python
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, VideoMAEForPreTraining
+
+model, processor = VideoMAEForPreTraining.from_pretrained("."), AutoImageProcessor.from_pretrained(".")
+frames = [Image.open(f"frame-{i}.png") for i in range(model.config.num_frames)]  # evenly spread over the clip
+clip = processor(images=frames, return_tensors="pt")["pixel_values"][None]
+per_frame = (model.config.image_size // model.config.patch_size) ** 2
+hidden = (torch.rand(per_frame).argsort() >= per_frame // 10).repeat(model.config.num_frames // model.config.tubelet_size)
+print(model(clip, bool_masked_pos=hidden[None]).loss)
+```
+""",
     "open_clip": """\
 ```python
 import open_clip, torch
@@ -141,6 +166,7 @@ print(-captions.sum(1))  # log P(caption | image)
 ```
 """,
 }
+TAGS = {"VideoMAEModel": "feature-extraction", "VideoMAEForPreTraining": "feature-extraction"}
 SIZES = (
     "A picture of another size than {size} × {size}: this processor scales the whole picture and cuts out the central "
     "square, Diptych scales the "
@@ -160,7 +186,7 @@ def model_card(run: Path, trained: TrainedModel, made: Exported, notes: Sequence
     head = [
         "---",
         f"library_name: {made.format}",
-        f"pipeline_tag: {'image-text-to-text' if talks else 'zero-shot-image-classification'}",
+        f"pipeline_tag: {TAGS.get(made.architecture, 'image-text-to-text' if talks else 'zero-shot-image-classification')}",
         "license: other",
         "tags: [diptych, vision-language]",
         "---",

@@ -69,7 +69,8 @@ class ClipReader(Llava):
         frames = model.part("connector").frames
         return [
             f"a clip has {frames} frames, each the middle of as many equal parts: pass them as they are, with "
-            "`do_sample_frames=False`, since the processor's own choice is the first of each part; pictures are not read as the run reads them"
+            "`do_sample_frames=False`, since the processor's own choice is the first of each part",
+            "pictures are not read as the run reads them",
         ]
 
 

@@ -20,6 +20,7 @@ from diptych.models.adapters.mmrl import Mmrl, MmrlPlus
 from diptych.models.adapters.per_class import ClassPrompt
 from diptych.models.adapters.prompt import Prompt
 from diptych.models.adapters.qlora import Qlora
+from diptych.models.adapters.soft_prompt import SoftPrompt
 from diptych.models.adapters.vera import Vera
 from diptych.models.part import Part
 
@@ -33,6 +34,7 @@ ADAPTERS: dict[str, Any] = {
     "vera": Vera,
     "qlora": Qlora,
     "prompt": Prompt,
+    "soft_prompt": SoftPrompt,
     "class_prompt": ClassPrompt,
     "cocoop": Cocoop,
     "maple": Maple,

@@ -1,9 +1,10 @@
 """Connectors: image tokens [B, N, D of the tower] to [B, N', D of the language model]. One class per kind. Those of clips read
 all frames of a clip."""
 
+from diptych.models.connectors.attending import Perceiver, PlacedQueries
 from diptych.models.connectors.clips import AdaptivePool, EachFrame, FramesAndMean, PooledFrames, VideoQFormer
 from diptych.models.connectors.mapping import Mapping
-from diptych.models.connectors.mlp import MLP, Linear, LinearNorm, Pooled
+from diptych.models.connectors.mlp import MLP, Linear, LinearNorm, PerTower, Pooled
 from diptych.models.connectors.pooling import Average, Downsample, Merge, PixelShuffle
 from diptych.models.connectors.queries import CAbstractor, QFormer
 from diptych.models.connectors.resampler import Resampler
@@ -12,6 +13,7 @@ CONNECTOR = {
     "linear": Linear,
     "linear_norm": LinearNorm,
     "mlp": MLP,
+    "per_tower": PerTower,
     "pooled": Pooled,
     "mapping": Mapping,
     "average": Average,
@@ -21,10 +23,14 @@ CONNECTOR = {
     "c_abstractor": CAbstractor,
     "q_former": QFormer,
     "resampler": Resampler,
+    "placed_queries": PlacedQueries,
+    "perceiver": Perceiver,
     "each_frame": EachFrame,
     "adaptive_pool": AdaptivePool,
     "pooled_frames": PooledFrames,
     "frames_and_mean": FramesAndMean,
     "video_q_former": VideoQFormer,
     "queries": "diptych.models.fusion.qformer:Queries",  # of a text part of kind q_former, which has looked at the tower's tokens
+    "bridge": "diptych.models.connectors.bridge:Bridge",  # of a text part of kind med, which looks at the tower's tokens
+    "instructed": "diptych.models.connectors.instructed:Instructed",  # the same, which have read an instruction too
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -37,6 +38,29 @@ class Linear(MLP):
 
     def __init__(self, build: Build, *, norm: bool = True):
         super().__init__(build, depth=1, norm=norm)
+
+
+class PerTower(Connector):
+    """For a vision part of kind ``joined``: a linear layer for the channels of each tower, their outputs side by side, GELU, and a
+    linear layer over all (DeepSeek-VL, Lu et al. 2024, arXiv:2403.05525, §3.1).
+    """
+
+    def __init__(self, build: Build):
+        super().__init__(build)
+        widths = getattr(build.parts["vision"], "widths", None)
+        build.require(widths is not None, "it has a layer for each of several towers; set parts.vision.kind: joined")
+        assert widths is not None
+        self.widths: list[int] = list(widths)
+        n = len(self.widths)
+        out = [self.width // n + (i < self.width % n) for i in range(n)]
+        self.first = nn.ModuleList(nn.Linear(a, b) for a, b in zip(self.widths, out, strict=True))
+        self.layer = nn.Linear(self.width, self.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, all widths] → [B, N, D of the language model]"""
+        each = self.patches(x).split_with_sizes(self.widths, 2)
+        x = self.layer(F.gelu(torch.cat([layer(part) for layer, part in zip(self.first, each, strict=True)], 2)))
+        return x
 
 
 class LinearNorm(Connector):

@@ -18,8 +18,8 @@ from diptych.models.text.towers import TextTransformer
 
 
 class WordsAndTokens(Part):
-    """Words, then visual tokens, in one sequence for the text tower's transformer, ``read(ids [B, T], mask [B, T], image) -> (words,
-    seen)``. Of its own it has a linear map and a norm for what is seen.
+    """Words, then visual tokens, in one sequence for the text tower's transformer: ``read(ids [B, T], mask [B, T], image)`` gives
+    both. Of its own it has a linear map and a norm for what is seen.
     """
 
     borrows = True

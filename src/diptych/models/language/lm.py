@@ -7,8 +7,9 @@ text tokens with [BOS] and [EOS], D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,6 +43,7 @@ class PretrainedLM(Part):
 
     scale: Tensor
     gated = False  # whether layers of a fusion part look at the image, which is then not among the words
+    soft: Mapping[str, Tensor] = MappingProxyType({})  # learned vectors before an image or a text (adapter ``soft_prompt``)
     draws = False  # whether a prompt is drawn at random: set while the model trains, also if this part is frozen
     begins_with = "image.prefix"
     can = frozenset({"generate", "decoding", "loglikelihood", "examples", "complete"})
@@ -96,10 +98,20 @@ class PretrainedLM(Part):
         if self.draws and len(self._openings) > 1:
             which = torch.randint(len(self._openings), (B,))
         ids = torch.tensor([[self.lm.tokenizer.bos, *o] for o in self._openings], device=device)[which.to(device)]
-        before = self.lm.embed(ids)
+        before = self._softened(self.lm.embed(ids), "image")
         if self.gated:
             return before
         return torch.cat([before, (prefix * self.scale).to(before.dtype)], 1)
+
+    def _softened(self, words: Tensor, side: str) -> Tensor:
+        """Words before an image or a text [B, P, D], and behind them the learned vectors of that side, if there are any."""
+        own = self.soft.get(side)
+        return words if own is None else torch.cat([words, own.to(words.dtype).expand(len(words), -1, -1)], 1)
+
+    @property
+    def learns(self) -> bool:
+        """Whether anything in it, or a vector before its words, is trained now."""
+        return super().learns or any(vectors.requires_grad for vectors in self.soft.values())
 
     @provides("{image}.state", "{image}.kv_cache")
     def image_state(self, images: Prefix) -> Tensor:
@@ -117,7 +129,8 @@ class PretrainedLM(Part):
         """f(y): the last hidden state at a text's [EOS], [B, D]. Computed once per text while nothing here learns."""
         if self.learns:
             return self._text_state(ids, mask)
-        if (now := sum(p._version for p in self.parameters())) != self._states_of:  # loaded, or averaged (a teacher)
+        now = sum(p._version for p in (*self.parameters(), *self.soft.values()))
+        if now != self._states_of:  # loaded, or averaged (a teacher)
             self._states.clear()
             self._states_of = now
         rows = [row[keep].cpu().numpy().tobytes() for row, keep in zip(ids, mask, strict=True)]
@@ -141,8 +154,11 @@ class PretrainedLM(Part):
         end = last + len(self._before)
         for k, word in enumerate([*self._after, self.lm.tokenizer.eos]):
             ids = torch.where(place == (end + k)[:, None], word, ids)
-        end = end + len(self._after)
-        hidden = self.lm.hidden(self.lm.embed(ids), place <= end[:, None])
+        head = 1 + len(self._before)
+        start = self._softened(self.lm.embed(ids[:, :head]), "text")
+        words = torch.cat([start, self.lm.embed(ids[:, head:])], 1)
+        end = end + len(self._after) + start.shape[1] - head
+        hidden = self.lm.hidden(words, torch.arange(words.shape[1], device=ids.device) <= end[:, None])
         return hidden[torch.arange(B, device=ids.device), end]
 
     @cached_property

@@ -40,6 +40,35 @@ class ProjectedStates(Part):
         return unit(self.text(state))
 
 
+class QueriesAndStates(Part):
+    """The language model's space: a text is its state at [EOS], which learns nothing; an image is the mean of the Q-Former's
+    queries through a linear map (after Choraria et al. 2023, arXiv:2311.07449).
+    """
+
+    can = frozenset({"embed_image", "embed_text"})
+
+    def __init__(self, build: Build):
+        super().__init__()
+        self.width = build.width_of("lm")
+        self.image = nn.Linear(build.width_of("text"), self.width)
+
+    @provides("{image}.projection", "{image}.queries")
+    def image_projection(self, queries: Any) -> Tensor:
+        """``embedding`` before it is normalised, [B, D], float32."""
+        projection: Tensor = self.image(queries.tokens.mean(1)).float()
+        return projection
+
+    @provides("{image}.embedding", "{image}.projection")
+    def image_embedding(self, projection: Tensor) -> Tensor:
+        """[B, D]"""
+        return unit(projection)
+
+    @provides("{text}.embedding", "{text}.state")
+    def text_embedding(self, state: Tensor) -> Tensor:
+        """[B, D]"""
+        return unit(state)
+
+
 class RetrievalToken(Part):
     """A learned token [RET] behind a text, by which a frozen language model finds images (FROMAGe, Koh et al. 2023,
     arXiv:2301.13823, §3.2): the state at it, and the tower's pooled vector, each go through a linear map.

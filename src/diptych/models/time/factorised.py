@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diptych.core.batch import Tokens, Videos
+from diptych.core.errors import DiptychError
 from diptych.core.graph import provides
 from diptych.models.build import Build
 from diptych.models.layers.attention import Activation, Transformer
@@ -55,8 +56,16 @@ class FactorisedTime(Part):
 
     @provides("{video}.tokens", "{video}.frames.tokens", "{video}")
     def read(self, frames: Tokens, video: Videos) -> Tokens:
-        """tokens [B, F · N, D], frame after frame; pooled [B, D], their mean; mask [B, F · N]"""
-        x, mask = by_clip(frames.tokens, owners(video, len(frames.pooled), frames.pooled.device), self.frames)
+        """tokens [B, F · N, D], frame after frame; pooled [B, D], their mean; mask [B, F · N]. DiptychError for frames of which
+        different patches are kept.
+        """
+        owner, keep = owners(video, len(frames.pooled), frames.pooled.device), video.frames.keep
+        if keep is not None and not torch.equal(keep[1:], torch.where((owner[1:] == owner[:-1])[:, None], keep[:-1], keep[1:])):
+            raise DiptychError(
+                "parts.time: {kind: factorised} reads the same patch of all frames; set patch_dropout: 0, or hide patches by the "
+                "objective masked_distillation"
+            )
+        x, mask = by_clip(frames.tokens, owner, self.frames)
         B, count, N, D = x.shape
         x = x.transpose(1, 2).reshape(B * N, count, D) + self.places.to(x.dtype)
         x = self.transformer(x, None if bool(mask.all()) else padding_bias(mask.repeat_interleave(N, 0)))

@@ -60,11 +60,13 @@ class SparseClip(ClipTokens):
         return Tokens(tokens.flatten(1, 2), masked_mean(take(pooled, chosen), real), real.repeat_interleave(N, 1))
 
     def chosen(self, pooled: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The frames that are read, in order, int64 [B, K], and which of them are real, bool [B, K]: frames [B, F, D], mask [B, F]."""
+        """The frames that are read, in order, int64 [B, K], and which of them are real, bool [B, K], of frames [B, F, D] with their
+        mask [B, F].
+        """
         most = math.ceil(self.share * self.frames)
         counts = (self.share * mask.sum(1)).ceil().long()
         likeness = (self.sign * likeness_to_context(pooled, mask)).masked_fill(~mask, -math.inf)
-        rank = likeness.argsort(1, descending=True).argsort(1)
+        rank = likeness.argsort(dim=1, descending=True, stable=True).argsort(1)
         place = torch.arange(self.frames, device=mask.device).expand_as(rank)
         read = place.masked_fill(rank >= counts[:, None], self.frames).sort(1).values[:, :most]  # the others at the end
         return read.clamp(max=self.frames - 1), read < self.frames

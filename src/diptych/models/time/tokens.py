@@ -24,7 +24,7 @@ class ClipTokens(Part):
     frames: places, and the largest number of frames of a clip.
     """
 
-    replicated = ("places",)
+    replicated: tuple[str, ...] = ("places",)
 
     def __init__(self, build: Build, *, frames: Annotated[int, Field(ge=1)] = 8):
         super().__init__()
@@ -77,7 +77,8 @@ class SegmentTokens(ClipTokens):
         if not isinstance(video, Segments):
             return self.read(frames, video)
         assert video.owner is not None and video.place is not None
-        place, vectors = video.place, self.places
+        place = video.place
+        vectors: list[Tensor] = [self.places]
         if self.unknown is not None:
-            place, vectors = torch.where(place < 0, self.frames - 1 - place, place), torch.cat([self.places, self.unknown])
-        return self._joined(frames, video.owner, place, vectors, len(place) // (int(video.owner[-1]) + 1))
+            place, vectors = torch.where(place < 0, self.frames - 1 - place, place), [self.places, self.unknown]
+        return self._joined(frames, video.owner, place, torch.cat(vectors), len(place) // (int(video.owner[-1]) + 1))

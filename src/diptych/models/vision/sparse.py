@@ -23,15 +23,15 @@ def attention_to(block: Block, x: Tensor) -> Tensor:
     [B, N].
     """
     layer, x = block.attention, block.norm1(x)
-    width = x.shape[-1]
-    q = layer.q(x[:, :1]).unflatten(-1, (layer.heads, -1)).transpose(1, 2)
-    k = F.linear(x, layer.kv.weight[:width], layer.kv.bias[:width]).unflatten(-1, (layer.heads, -1)).transpose(1, 2)
-    weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).float().softmax(-1)
+    B, L, width = x.shape
+    q = layer.q(x[:, :1]).view(B, 1, layer.heads, -1).transpose(1, 2)
+    k = F.linear(x, layer.kv.weight[:width], layer.kv.bias[:width]).view(B, L, layer.heads, -1).transpose(1, 2)
+    weights: Tensor = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).float().softmax(-1)
     return weights[:, :, 0, 1:].mean(1)
 
 
 class SparseViT(ClassViT):
-    """A plain ViT with a class token. Before each block in ``layers``, counted from 0, only the share ``keep`` of the patches stays:
+    """A plain ViT with a class token. Before each block in ``layers``, counted from 0, the share ``keep`` of the patches stays:
     those to which the class token attends most in that block. ``Tokens.places`` says which patches are left.
 
     The choice has no gradient. It holds in training and after it.

@@ -162,8 +162,8 @@ class ViT(VisionTower):
         return Tokens(x, self.transformer.norm(pooled) if self.transformer.bare else pooled, learned=learned, places=left)
 
     def through(self, x: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The blocks: tokens [B, extra + N or K, D], what has become of adapters' vectors, and the patches that are left, of a tower
-        that leaves some out.
+        """The blocks: tokens [B, extra + N or K, D], what has become of adapters' vectors, and the patches that are left, of a
+        tower that leaves some out.
         """
         if not self.prompts:
             return self.transformer(x), None, None
@@ -325,4 +325,5 @@ VISION = {
     "sparse": "diptych.models.vision.sparse:SparseViT",
     "capped": "diptych.models.vision.capped:CappedViT",
     "tubelets": "diptych.models.vision.tubelets:TubeletViT",
+    "joined": "diptych.models.vision.joined:Joined",
 }

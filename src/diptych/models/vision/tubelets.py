@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diptych.core.batch import Tokens, Videos
+from diptych.core.errors import DiptychError
 from diptych.core.graph import provides
 from diptych.models.build import Build
 from diptych.models.layers.attention import Activation, Sizes, Transformer
@@ -98,7 +99,11 @@ class TubeletViT(Part):
 
     @provides("{video}.tokens", "{video}")
     def encode(self, video: Videos) -> Tokens:
-        """tokens [B, N or K, D], in the order time, row, column; pooled [B, D]"""
+        """tokens [B, N or K, D], in the order time, row, column; pooled [B, D]. DiptychError for frames without some patches."""
+        if video.frames.keep is not None:
+            raise DiptychError(
+                "parts.vision: {kind: tubelets} reads whole frames; set patch_dropout: 0; the objective masked_tubes hides tokens"
+            )
         tokens: Tokens = self(self.shown(video), video.keep)
         return tokens
 

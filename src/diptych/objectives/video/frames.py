@@ -31,9 +31,9 @@ class MaskedFrames(Objective):
     loss is the mean of squared differences over hidden patches.
 
     Where the stage leaves out patches (``patch_dropout``), these are the hidden ones: the frames are encoded once for this and for
-    all other objectives. Otherwise ``share`` of them is hidden, for this objective alone. A tower that leaves out patches on its way
-    says which are left, and the decoder sees these. normalise: each patch to mean 0 and variance 1 (He et al. 2022, §4.1). width,
-    depth, heads: of the decoder; by default half as wide as the tower, and one block.
+    all other objectives. Otherwise ``share`` of them is hidden, for this objective alone. A tower that leaves out patches on its
+    way says which are left, and the decoder sees these. normalise: each patch to mean 0 and variance 1 (He et al. 2022, §4.1).
+    width, depth, heads: of the decoder; by default half as wide as the tower, and one block.
     """
 
     parts = ("vision",)

@@ -1,5 +1,5 @@
-"""Contrast between granularities (after GEXIA, Wang et al. 2025): frames, pieces and whole clips against the texts of pieces, all of
-them as one text, and a short text.
+"""Contrast between granularities (after GEXIA, Wang et al. 2025): frames, pieces and whole clips against the texts of pieces, all
+of them as one text, and a short text.
 
 Shapes: B samples, M rows of what is seen, N texts, E embedding.
 """
@@ -26,7 +26,7 @@ READ = {"pieces": "segments.texts.embedding", "whole": "segments.story.embedding
 def granular_info_nce(
     seen: Tensor, read: Tensor, scale: Tensor | float, samples: int, meaning: Tensor | None = None, rows: slice | None = None
 ) -> Tensor:
-    """Symmetric InfoNCE of rows of two granularities, seen [M, E] and read [N, E], unit vectors in the order of ``samples`` samples.
+    """Symmetric InfoNCE of rows of two granularities, seen [M, E] and read [N, E], unit vectors in the order of the ``samples``.
 
     Rows of the finer one belong to the row of the coarser one that holds them: such a row has several partners, and its loss is the
     mean of −log p over these. meaning: of the units of the coarser one, [min(M, N)]; different units that mean the same are left
@@ -80,7 +80,7 @@ class Granularities(Scaled):
         """The loss of a batch, a scalar."""
         seen, read = [p[SEEN[name]] for name in self.seen], [p[READ[name]] for name in self.read]
         segments = p["segments"]
-        total = seen[0].new_zeros(())
+        total: Tensor = seen[0].new_zeros(())
         with torch.autocast(total.device.type, enabled=False):
             for a in seen:
                 for b in read:

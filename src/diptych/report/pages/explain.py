@@ -65,7 +65,7 @@ TASKS = {
     "grasp": CLIP_QUESTIONS,
     "video-chatgpt": (
         "Open questions about clips. An answer earns its longest common word sequence with the reference (ROUGE-L).",
-        "The published score is a judgement by a language model, from 0 to 5, and cannot be compared with this one. Read the answers.",
+        "The published score is a judgement by a language model, from 0 to 5: do not compare it with this one. Read the answers.",
     ),
     "embedding": (
         "The positions of image and text embeddings relative to each other.",

@@ -27,7 +27,7 @@ WHOLE = 0.8  # of its pixels must be visible of an object where its size is spok
 
 class Reference(NamedTuple):
     """What a phrase says. colour "": it names none; word: of the size, the extreme or the relation; the anchor are all objects of a
-    concept (and colour), as many as ``count``.
+    concept (and colour), as many as ``number``.
     """
 
     kind: str
@@ -36,7 +36,7 @@ class Reference(NamedTuple):
     word: str = ""
     anchor: str = ""
     anchor_colour: str = ""
-    count: int = 0
+    number: int = 0
 
     def words(self) -> str:
         """The phrase in English."""
@@ -50,8 +50,8 @@ class Reference(NamedTuple):
             return f"the {colour}{noun.name}"
         there = by_name()[self.anchor]
         tint = f"{self.anchor_colour} " if self.anchor_colour else ""
-        number, name = (f"{NUMBERS[self.count]} ", there.plural) if self.count > 1 else ("", there.name)
-        return f"the {colour}{noun.name} {self.word} the {number}{tint}{name}"
+        many, name = (f"{NUMBERS[self.number]} ", there.plural) if self.number > 1 else ("", there.name)
+        return f"the {colour}{noun.name} {self.word} the {many}{tint}{name}"
 
 
 def alike(seen: Sequence[Seen], concept: str, colour: str) -> list[int]:
@@ -76,7 +76,7 @@ def holds(reference: Reference, seen: Sequence[Seen], number: int, size: int) ->
     if reference.kind == "relation":
         axis, sign = RELATIONS[reference.word]
         there = alike(seen, reference.anchor, reference.anchor_colour)
-        if len(there) != reference.count or number in there:
+        if len(there) != reference.number or number in there:
             return False
         return _before(sign * seen[number].centre[axis], min(sign * seen[i].centre[axis] for i in there), size)
     return True

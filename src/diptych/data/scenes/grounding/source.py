@@ -25,7 +25,8 @@ Kinds = list[tuple[str, str, int]]  # concept, colour, how many
 
 class RegionScenes(Drawn):
     """Scenes of single objects, drawn on demand: each object that a phrase fits alone is a region with its visible box, its exact
-    mask and wrong versions of the phrase. The target of a scene always is one.
+    mask and wrong versions of the phrase. The target of a scene always is one. ``named``: every object is a region, with its colour
+    and name as phrase, which others may share.
 
     Extra: ``boxes``, of all objects in painting order ({box, concept, colour, visible}), and ``refer``, parallel to the regions
     ({kind, object, distractors, small, target}): distractors are other objects of the same concept; small, whether the box covers
@@ -61,15 +62,22 @@ class RegionScenes(Drawn):
         crowd, owner, seen = self._found(index)
         random = Random(crowd.seed + 3)
         regions, refer = [], []
+
+        def said(text: str) -> str:
+            """A phrase as the regions have it: a name alone has no article."""
+            return text.removeprefix("the ") if world.named else text
+
         for number, o in enumerate(seen):
-            reference = chosen(seen, number, world.size, random)
+            reference = Reference("colour", o.concept, o.colour) if world.named else chosen(seen, number, world.size, random)
             if reference is None:
                 continue
-            wrong = tuple(wrong_versions(reference, seen, number, world, random)) if world.wrong else ()
+            wrong = tuple(map(said, wrong_versions(reference, seen, number, world, random))) if world.wrong else ()
             mask = owner == number if world.masks else None
             left, top, right, bottom = o.box
             point = o.centre if world.masks and owner[int(o.centre[1]), int(o.centre[0])] == number else None
-            regions.append(Region((float(left), float(top), float(right), float(bottom)), reference.words(), mask, wrong, point))
+            regions.append(
+                Region((float(left), float(top), float(right), float(bottom)), said(reference.words()), mask, wrong, point)
+            )
             refer.append(_facts(reference, seen, number, crowd.target, world.size))
         texts, meanings, negatives = captions(seen, world, random)
         boxes = [{"box": list(o.box), "concept": o.concept, "colour": o.colour, "visible": round(o.visible, 4)} for o in seen]

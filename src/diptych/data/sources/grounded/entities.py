@@ -1,7 +1,7 @@
 """``entities:``: Flickr30k Entities: boxes for the phrases of captions (Plummer et al., arXiv:1505.04870).
 
-``Sentences/ID.txt`` holds a caption a line, with phrases marked as ``[/EN#283585/people Two young guys]``; ``Annotations/ID.xml`` the
-boxes of each number. Boxes there are numbers of pixels from 1 on, both ends included.
+``Sentences/ID.txt`` holds a caption a line, with phrases marked as ``[/EN#283585/people Two young guys]``; ``Annotations/ID.xml``
+the boxes of each number. Boxes there are numbers of pixels from 1 on, both ends included.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Entities(ListedSource):
         return [r for r, _, _ in found.values()], [k for _, k, _ in found.values()], [c for _, _, c in found.values()]
 
     def _parts(self) -> dict[str, str]:
-        result = {}
+        result: dict[str, str] = {}
         for part, name in (("train", "train"), ("validation", "val"), ("test", "test")):
             url = files.join(self.place, f"{name}.txt")
             if files.exists(url):
@@ -109,8 +109,8 @@ def plain(sentence: str) -> str:
 
 
 def read_boxes(place: str) -> tuple[dict[str, list[list[float]]], tuple[int | None, int | None]]:
-    """The boxes of each number (left, top, right, bottom in pixels), and the picture's width and height. DiptychError for a file that
-    is no such XML, or declares entities.
+    """The boxes of each number (left, top, right, bottom in pixels), and the picture's width and height. DiptychError for a file
+    that is no such XML, or declares entities.
     """
     text = files.read_text(place)
     if "<!DOCTYPE" in text or "<!ENTITY" in text:

@@ -1,4 +1,4 @@
-"""``refcoco:``: RefCOCO, RefCOCO+ and RefCOCOg: phrases that refer to one object of a picture of COCO (Yu et al., arXiv:1608.00272).
+"""``refcoco:``: RefCOCO, RefCOCO+ and RefCOCOg: phrases for one object of a picture of COCO (Yu et al. 2016, arXiv:1608.00272).
 
 The files are ``refs(unc).p`` (or ``refs(google).p``, ``refs(umd).p``) and ``instances.json``. A pickle can run code; this reader
 takes plain lists, texts and numbers alone from it and refuses a file with anything else. The same list as .json is read too.

@@ -62,7 +62,7 @@ def point_of(given: Any) -> tuple[float, float] | None:
     """A point from [x, y] or {x, y}; None if there is none. ValueError for anything else."""
     if given is None:
         return None
-    pair = (given.get("x"), given.get("y")) if isinstance(given, Mapping) else given
+    pair: Any = (given.get("x"), given.get("y")) if isinstance(given, Mapping) else given
     try:
         x, y = (float(n) for n in pair)
     except (TypeError, ValueError, OverflowError):
