@@ -54,7 +54,7 @@ def box_masks(boxes: Tensor, size: int) -> Tensor:
     centre = (torch.arange(size, device=boxes.device) + 0.5) / size
     left, top, right, bottom = (edge[:, None] for edge in boxes.unbind(1))
     inside = ((centre >= top) & (centre < bottom))[:, :, None] & ((centre >= left) & (centre < right))[:, None, :]
-    return torch.unflatten(inside | _at_centre(boxes, size), 1, (size, size))
+    return inside | torch.unflatten(_at_centre(boxes, size), 1, (size, size))
 
 
 def _at_centre(boxes: Tensor, grid: int) -> Tensor:
