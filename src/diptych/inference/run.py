@@ -25,8 +25,8 @@ from diptych.data.fields.base import stacked
 from diptych.data.fields.text import tokenized
 from diptych.data.image import as_pixels, resize
 from diptych.inference.able import capabilities_of, missing_fields, read_from
-from diptych.inference.attended import frame_weights
 from diptych.inference.chat import Answering, asked_with
+from diptych.inference.clips.attended import frame_weights
 from diptych.inference.compose import Composer, Following
 from diptych.inference.fewshot import FewShot
 from diptych.inference.generate import Decoding, decoding_of, draw, write
