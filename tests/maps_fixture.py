@@ -147,7 +147,9 @@ class Colours(Maps):
             if method == "blob":
                 found.append(blob(8, 8))
                 continue
-            where = np.maximum(self._where(image, text), 0) if method == "colour" else np.ptp(image.astype(np.float32), axis=2) / 255
+            where = (
+                np.maximum(self._where(image, text), 0) if method == "colour" else np.ptp(image.astype(np.float32), axis=2) / 255
+            )
             h, w = where.shape
             found.append(where.reshape(8, h // 8, 8, w // 8).mean((1, 3)).astype(np.float32))
         return found

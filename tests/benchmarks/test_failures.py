@@ -215,6 +215,26 @@ def test_stages_of_a_run_with_a_language_model() -> None:
     assert fit.tolist() == [0, 1, 2, 3]
 
 
+def test_a_picture_is_right_if_its_caption_beats_its_rivals_and_its_wrong_version() -> None:
+    source = open_source("scenes:small?size=32").split("test")
+
+    class Own(Says):
+        """Scores the length of a text, and a little more for the picture's own."""
+
+        def score(self, images: Any, texts: Any, pairs: Any = None) -> np.ndarray:
+            self.texts, self.pairs = texts, pairs
+            return np.array([1.0 if i == j else 0.5 + 0.6 * (j >= len(images) and i % 2) for i, j in pairs], dtype=np.float32)
+
+    model = Own()
+    judged = judge(model, source, 40)
+    samples = [s for s in (source[i] for i in range(60)) if s.captions][:40]
+    wrong = np.array([bool(s.negatives and s.negatives[0]) for s in samples])
+    assert wrong.any() and judged.scores.tolist() == [float(not (w and i % 2)) for i, w in enumerate(wrong)]
+    assert np.std(judged.margins) == pytest.approx(1) and (judged.margins > 0).tolist() == judged.scores.astype(bool).tolist()
+    counts = np.bincount(model.pairs[:, 0])
+    assert (counts == 20 + wrong).all() and all(model.texts[i] == s.captions[0] for i, s in enumerate(samples))
+
+
 def test_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diptych.inference.load.load", lambda address, device="auto": Says())
     world = "scenes:small?size=32"

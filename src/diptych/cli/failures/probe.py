@@ -23,8 +23,9 @@ def probe(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 … or auto.")] = "auto",
     json_: Annotated[bool, typer.Option("--json", help="Print the coefficients as JSON.")] = False,
 ) -> None:
-    """Regress how well a model does on each picture (the share of 19 other captions that its own one beats) on features of the
-    picture and the caption, all at once, with intervals and a false discovery rate of 5 %. Example:
+    """Regress how far a picture's own caption scores above the best of 19 others and of its own wrong version, if the data has
+    one, on features of the picture and the caption, all at once, with intervals and a false discovery rate of 5 %. The unit is a
+    standard deviation of that margin, for one of the feature. Example:
 
     `diptych probe runs/clip scenes:small -n 800`
     """
@@ -38,12 +39,12 @@ def probe(
     opened = load(model, device)
     judged = judge(opened, open_source(address).split(split), n, embedder=load(by, device) if by else None)
     names, values = read_features(features, judged.ids) if features else features_of(judged.samples)
-    found = regress(names, values, judged.shares, judged.ids)
+    found = regress(names, values, judged.margins, judged.ids)
     if json_:
         rows = [{**asdict(c), "related": c.related} for c in found]
-        print_json({"model": opened.name, "pictures": len(judged), "score": float(judged.shares.mean()), "features": rows})
+        print_json({"model": opened.name, "pictures": len(judged), "score": float(judged.scores.mean()), "features": rows})
         return
-    typer.echo(f"{opened.name}: the own caption beats {judged.shares.mean():.1%} of 19 others, mean over {len(judged)} pictures")
+    typer.echo(f"{opened.name}: own caption before its rivals for {judged.scores.mean():.0%}, mean over {len(judged)} pictures")
     for c in found:
         mark = "related" if c.related else "not shown to be related"
         typer.echo(f"{c.feature}: {c.value:+.4f} ({c.low:+.4f} to {c.high:+.4f}, q {c.q:.3f}): {mark}; {ABOUT.get(c.feature, '')}")

@@ -66,7 +66,7 @@ def slices(
         rows = [{**asdict(s), "difference": s.difference, "confirmed": s.confirmed} for s in found]
         print_json({"model": opened.name, "pictures": len(judged), "score": float(judged.scores.mean()), "slices": rows})
         return
-    typer.echo(f"{opened.name}: own caption before 19 others for {judged.scores.mean():.0%} of {len(judged)} pictures")
+    typer.echo(f"{opened.name}: own caption before its rivals for {judged.scores.mean():.0%} of {len(judged)} pictures")
     for s in found:
         mark = "worse" if s.confirmed else "not shown to be worse"
         shown = f"{s.held_score:.2f} here, {s.rest:.2f} elsewhere"

@@ -9,8 +9,8 @@ import numpy as np
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
-# The share of a map's range above which a pixel belongs to the phrase, by method: chosen once for the best mean overlap with boxes on
-# the train split of the built-in world (docs/maps.md), never on the data that a model is judged on.
+# The share of a map's range above which a pixel belongs to the phrase, by method: chosen once for the best mean overlap with boxes
+# on the train split of the built-in world (docs/maps.md), never on the data that a model is judged on.
 THRESHOLD = 0.5
 THRESHOLDS = {
     "words": 0.8,

@@ -9,8 +9,9 @@ from diptych.report.read import Comparison, Run
 
 NOTE = (
     "A map shows which parts of a picture a model's score depends on, or seems to. It is called faithful if it wins, on scenes "
-    "with exact masks, against a blob in the middle, a random map, scrambled weights and a wrong caption: in pointing at the object "
-    "and in how the score changes when its highest pixels are inserted and deleted. `diptych explain RUN` makes and judges maps."
+    "with exact masks, against a blob in the middle, a random map, scrambled weights and a wrong caption: in pointing at the "
+    "object and in how the score changes when its highest pixels are inserted and deleted. `diptych explain RUN` makes and judges "
+    "maps."
 )
 
 
