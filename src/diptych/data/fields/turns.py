@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class TurnsField(Field):
     """``Conversation`` → ``Turns``. A sample that has only captions becomes a request to describe its image.
 
-    identifiers: what the chat template writes before a user's words, to say the task (``Chat``): {"describe the picture.": "[caption]",
-    "": "[vqa]"}. pack: several conversations share a row of ``chat.room`` tokens. Conversations are packed within a batch, so a batch has the
+    identifiers: what the chat template writes before a user's words, to say the task (``Chat``), such as {"": "[vqa]"}.
+    pack: several conversations share a row of ``chat.room`` tokens. Conversations are packed within a batch, so a batch has the
     same samples whether packed or not.
     """
 
