@@ -38,6 +38,7 @@ TOKENS = {
     "mapping": 5,
     "linear_norm": 16,
     "placed_queries": 4,
+    "neighbours": 4,
     "perceiver": 3,
 }
 

@@ -19,6 +19,7 @@ from diptych.objectives.generative import NextToken, PriorNextToken
 from diptych.objectives.instruction import Answers
 from diptych.objectives.language.documents import DocumentSimilarity, DocumentWords
 from diptych.objectives.language.lengths import LongWords, ShortContrast
+from diptych.objectives.language.prompts import PromptRegression, SentenceContrast, SentencePrompts
 from diptych.objectives.language.reconstruction import VisualReconstruction
 from diptych.objectives.language.retrieval import RetrievalWords
 from diptych.objectives.language.states import StateRegression
@@ -99,6 +100,9 @@ OBJECTIVES: dict[str, Any] = {
     "region_masks": "diptych.objectives.regions.masks:RegionMasks",
     "boxes": "diptych.objectives.regions.boxes:Boxes",
     "prior_next_token": PriorNextToken,
+    "prompt_regression": PromptRegression,
+    "sentence_contrast": SentenceContrast,
+    "sentence_prompts": SentencePrompts,
     "retrieval_words": RetrievalWords,
     "state_regression": StateRegression,
     "time_order": TimeOrder,

@@ -7,9 +7,10 @@ when the model is asked as in training.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 from diptych.core.errors import DiptychError
@@ -41,11 +42,20 @@ class Chat:
     """A tokenizer's chat template, or the plain one.
 
     tokenizer: an ``LMTokenizer``; tokens: the number of tokens of an image; room: the most tokens of a conversation; too_long:
-    ``cut`` (never within an image) or ``refuse``. Raises DiptychError for a template that cannot be used at all, ``Mistake`` for a
+    ``cut`` (never within an image) or ``refuse``; identifiers: words that say the task, before a user's words, by these words; ""
+    for all others (MiniGPT-v2). Raises DiptychError for a template that cannot be used at all, ``Mistake`` for a
     conversation that cannot.
     """
 
-    def __init__(self, tokenizer: Any, tokens: int, room: int = 512, too_long: str = "cut"):
+    def __init__(
+        self,
+        tokenizer: Any,
+        tokens: int,
+        room: int = 512,
+        too_long: str = "cut",
+        identifiers: Mapping[str, str] = MappingProxyType({}),
+    ):
+        self.identifiers = identifiers
         self.tokenizer, self.tokens, self.room, self.too_long = tokenizer, tokens, room, too_long
         self.template = tokenizer.template or PLAIN
         plain = {"bos_token": tokenizer.token(tokenizer.bos), "eos_token": tokenizer.token(tokenizer.eos)}
@@ -106,8 +116,23 @@ class Chat:
             raise Mistake(f"the chat template refuses it: {error}") from None
         return str(rendered[0][0])
 
+    def identified(self, turn: Turn) -> Turn:
+        """A user's turn with the identifier of its task behind the images, unless it begins with one: ``[``."""
+        if turn.role != "user" or not self.identifiers:
+            return turn
+        words = turn.text
+        while words.startswith((IMAGE, "\n")):
+            words = words.removeprefix(IMAGE).removeprefix("\n")
+        mark = self.identifiers.get(words.strip(), self.identifiers.get("", ""))
+        if not mark or words.startswith("["):
+            return turn
+        return Turn(turn.role, f"{turn.text[: len(turn.text) - len(words)]}{mark} {words}")
+
     def fitted(self, turns: Sequence[Turn]) -> list[Turn]:
-        """The turns, with a system turn moved to the start of the first question if the template has no place for it."""
+        """The turns, with the identifiers of tasks, and a system turn moved to the start of the first question if the template has
+        no place for it.
+        """
+        turns = [self.identified(turn) for turn in turns]
         if turns[0].role != "system" or self.writes_system:
             return list(turns)
         if len(turns) < 2:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 class TurnsField(Field):
     """``Conversation`` → ``Turns``. A sample that has only captions becomes a request to describe its image.
 
+    identifiers: what the chat template writes before a user's words, to say the task (``Chat``), such as {"": "[vqa]"}.
     pack: several conversations share a row of ``chat.room`` tokens. Conversations are packed within a batch, so a batch has the
     same samples whether packed or not.
     """
@@ -34,9 +35,20 @@ class TurnsField(Field):
     inner = {"images": "image"}  # noqa: RUF012 - never changed
     derived = True
 
-    def __init__(self, name: str, chat: Chat, size: int, augment: Any = "none", pack: bool = False, where: str = ""):
+    def __init__(
+        self,
+        name: str,
+        chat: Chat,
+        size: int,
+        augment: Any = "none",
+        pack: bool = False,
+        where: str = "",
+        *,
+        identifiers: dict[str, str] | None = None,
+    ):
         super().__init__(name)
         self.where = where
+        chat.identifiers = identifiers or chat.identifiers
         self.chat, self.size, self.augment, self.packs = chat, size, augmenter(augment, size), pack
         self.drawn = self.augment.draws
 
@@ -45,9 +57,8 @@ class TurnsField(Field):
         """The field of this name for a loader."""
         if context.chat is None:
             raise DiptychError("conversations need a language model with a chat template: a part 'lm'")
-        return cls(
-            name, context.chat, context.image_size, context.augment, context.pack, f"{getattr(context.source, 'address', '')}, "
-        )
+        where = f"{getattr(context.source, 'address', '')}, "
+        return cls(name, context.chat, context.image_size, context.augment, context.pack, where, **context.options)
 
     def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> list[np.ndarray]:
         """A sample's value as it is kept until it is collated: decoded, at the model's size, augmented."""

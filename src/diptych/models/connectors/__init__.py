@@ -5,7 +5,7 @@ from diptych.models.connectors.attending import Perceiver, PlacedQueries
 from diptych.models.connectors.clips import AdaptivePool, EachFrame, FramesAndMean, PooledFrames, VideoQFormer
 from diptych.models.connectors.mapping import Mapping
 from diptych.models.connectors.mlp import MLP, Linear, LinearNorm, PerTower, Pooled
-from diptych.models.connectors.pooling import Average, Downsample, Merge, PixelShuffle
+from diptych.models.connectors.pooling import Average, Downsample, Merge, Neighbours, PixelShuffle
 from diptych.models.connectors.queries import CAbstractor, QFormer
 from diptych.models.connectors.resampler import Resampler
 
@@ -18,6 +18,7 @@ CONNECTOR = {
     "mapping": Mapping,
     "average": Average,
     "downsample": Downsample,
+    "neighbours": Neighbours,
     "pixel_shuffle": PixelShuffle,
     "merge": Merge,
     "c_abstractor": CAbstractor,

@@ -44,5 +44,5 @@ class Bridge(Part):
         """Image tokens [B, N, width of the tower] → [B, tokens, D of the language model]"""
         text = self._text[0]
         x = text.norm(self.queries).expand(len(image.tokens), -1, -1)
-        x = self.layer(text.transformer(x, None, image.tokens, padding_bias(image.mask)))
-        return x
+        prefix: Tensor = self.layer(text.transformer(x, None, image.tokens, padding_bias(image.mask)))
+        return prefix

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from diptych.models.build import Build
@@ -51,6 +54,24 @@ class Downsample(Connector):
     def forward(self, x: Tensor) -> Tensor:
         """[B, extra + N, D of the tower] → [B, N / factor², D of the language model]"""
         x = self.layers(self.norm(side_by_side(self.patches(x), self.factor)))
+        return x
+
+
+class Neighbours(Connector):
+    """``together`` tokens that follow each other in a row are concatenated, and one linear layer (MiniGPT-v2, Chen et al. 2023,
+    arXiv:2310.09478, §2: 4 of them).
+    """
+
+    def __init__(self, build: Build, *, together: Annotated[int, Field(ge=1)] = 4):
+        super().__init__(build)
+        build.require(self.tokens % together == 0, f"together: {together} does not divide the {self.tokens} patches")
+        self.together, self.tokens = together, self.tokens // together
+        self.layer = nn.Linear(together * self.image_width, self.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, extra + N, D of the tower] → [B, N / together, D of the language model]"""
+        x = self.patches(x)
+        x = self.layer(x.reshape(len(x), self.tokens, self.together * self.image_width))
         return x
 
 

@@ -15,7 +15,7 @@ from diptych.config.recipe import Recipe, Stage
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_json_or
 from diptych.core.registry import resolve
-from diptych.data.fields import UNPAIRED, Context, build_fields, field_class
+from diptych.data.fields import UNPAIRED, Context, build_fields, field_class, options_of
 from diptych.data.loader import Loader
 from diptych.data.neighbours import Table
 from diptych.data.order import mixed
@@ -212,7 +212,8 @@ def chat_of(recipe: Recipe, model: VLM) -> Chat:
     if given.max_length > context:
         raise DiptychError(f"data.conversations.max_length is {given.max_length}, but the language model's context is {context}")
     tokens = 1 if model.part("lm").gated else model.part("connector").tokens  # words look at it from one position
-    return Chat(model.tokenizer, tokens, given.max_length, given.too_long)
+    identifiers = options_of("turns", recipe.data.fields).get("identifiers") or {}
+    return Chat(model.tokenizer, tokens, given.max_length, given.too_long, identifiers)
 
 
 def check_data(setup: Setup) -> None:
