@@ -78,7 +78,10 @@ def test_maps_that_do_not_depend_on_the_text_or_on_the_picture_are_not_faithful(
     items = colour_items()
     colour = measure(Colours(), "any", items=items)
     assert not colour.faithful and set(colour.lost()["caption"]) == set(MEASURES)
-    assert "not faithful" in colour.words() and "does not beat a wrong caption in pointing and insertion and deletion" in colour.words()
+    assert (
+        "not faithful" in colour.words()
+        and "does not beat a wrong caption in pointing and insertion and deletion" in colour.words()
+    )
     middle = measure(Colours(), "blob", items=items)
     assert set(middle.lost()["blob"]) == set(MEASURES) and set(middle.lost()["weights"]) == set(MEASURES)
 

@@ -13,6 +13,7 @@ import typer
 from diptych.cli import advise, compare, demo, evaluate, metrics, plan, report, study, train
 from diptych.cli.choose import adapt, choose, soup
 from diptych.cli.data import curate, data
+from diptych.cli.failures import probe, readout, slices
 from diptych.cli.index import index, search, serve
 from diptych.cli.models import caption, chat, compose, draw, embed, explain, export, predict
 from diptych.cli.start import doctor, greet
@@ -60,6 +61,9 @@ app.command()(index.index)
 app.command()(search.search)
 app.command()(serve.serve)
 app.command()(evaluate.evaluate)
+app.command()(slices.slices)
+app.command()(probe.probe)
+app.command()(readout.readout)
 app.command()(export.export)
 app.command()(report.report)
 app.command()(compare.recipes)
