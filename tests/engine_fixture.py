@@ -38,13 +38,16 @@ class Little:
     def __init__(self, name: str, *overrides: str, batch_size: int = 12, stage: str = ""):
         self.recipe = load_recipe(name, [*tiny(name), *overrides])
         data = self.recipe.data.train
-        of_clips = data.startswith(("scenes:clips", "stills:"))
+        of_clips = data.startswith(("scenes:clips", "stills:", "joined:"))
         source = open_source(data.replace("size=32", "size=48") if of_clips else "scenes:small").split("train")
         torch.manual_seed(0)
         made = tokenizer_class(self.recipe.data.tokenizer.kind) or Tokenizer
         own = made.train(corpus_of(source, 200), 400, self.recipe.data.tokenizer.max_length)
         self.model = build_model(self.recipe, own, 48).train()
         self.tokenizer = self.model.tokenizer  # a language model brings another
+        for part in self.model.parts.values():
+            if hasattr(part, "codebook") and hasattr(part.codebook, "collect"):  # as an earlier stage fills it
+                part.codebook.collect(torch.randn(part.codebook.samples, part.width))
         add_teachers(self.recipe, self.model)
         self.objectives = build_objectives(self.recipe, self.model).train()
         chosen = next(s for s in self.recipe.stages if stage in ("", s.name))

@@ -83,3 +83,19 @@ def test_two_processes_contrast_what_one_does(tmp_path):
         assert first_losses(tmp_path / f"two-{name}")[objective] == pytest.approx(
             first_losses(tmp_path / name)[objective], rel=1e-4
         )
+
+
+@pytest.mark.slow
+def test_alignment_tells_right_pairs_from_wrong_ones(tmp_path):
+    """VideoBERT on sixteen clips again and again: [CLS] knows which text belongs to which."""
+    data = f"{CLIPS.replace('length=8', 'length=16')}&clip_frames=8"
+    small = {
+        f"parts.{part}.{key}": value for part in ("vision", "text") for key, value in (("depth", 1), ("width", 64), ("heads", 2))
+    }
+    small |= {f"stages.*.{key}": value for key, value in (("batch_size", 16), ("warmup", 5), ("lr", 3e-3), ("muon_lr", 6e-3))}
+    small |= {"precision": "fp32", "data.train": data, "parts.time.samples": 256, "stages.0.share": 0.5}
+    model = dp.load(dp.train("videobert", budget="3200 samples", out=tmp_path / "run", set=small).path)
+    source = open_source(data).split("train")
+    clips, texts = [clip_array(source[i].fields["video"], "c") for i in range(16)], [source[i].captions[0] for i in range(16)]
+    scores = model.score(clips, texts)
+    assert (np.diag(scores)[:, None] > scores)[~np.eye(16, dtype=bool)].mean() > 0.8
