@@ -97,7 +97,8 @@ def _pictures(given: list[str] | None) -> tuple[tuple[Any, ...], tuple[int, ...]
     from diptych.data.source import BrokenItem
     from diptych.data.videos.single import read_clip
 
-    files, ids = [], []
+    files: list[Any] = []
+    ids: list[int] = []
     for text in given or ():
         if text.isdigit() and not Path(text).exists():
             ids.append(int(text))
