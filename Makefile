@@ -6,7 +6,7 @@ WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 # The tests of one file stay in one process, so that what they set up is made once.
 PARALLEL = -n $(WORKERS) --maxprocesses 8 --dist loadfile
 
-.PHONY: demo wheel test test-all lint bench bench-peers bench-datajuicer results mutants setup clean
+.PHONY: demo docs wheel test test-all lint bench bench-peers bench-datajuicer results mutants setup clean
 .DEFAULT_GOAL := help
 
 help:
@@ -67,6 +67,10 @@ mutants: $(VENV)/.ready ## mutation testing for TIME (60m): are the tests able t
 
 wheel: ## build the wheel, install it alone in a new environment, try it
 	$(PYTHON) tools/wheel.py
+
+docs: $(VENV)/.ready ## build the site of the docs into build/site, with every link checked
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 clean: ## remove the environment and the demo's runs
 	rm -rf $(VENV) bench/.peers bench/.datajuicer runs/demo

@@ -147,7 +147,7 @@ class Colours(Maps):
             if method == "blob":
                 found.append(blob(8, 8))
                 continue
-            where = self._where(image, text) if method == "colour" else np.ptp(image.astype(np.float32), axis=2) / 255
+            where = np.maximum(self._where(image, text), 0) if method == "colour" else np.ptp(image.astype(np.float32), axis=2) / 255
             h, w = where.shape
             found.append(where.reshape(8, h // 8, 8, w // 8).mean((1, 3)).astype(np.float32))
         return found
@@ -190,3 +190,6 @@ def colour_items(n: int = 12) -> list[Item]:
         picture, ((a, mask), (b, other)) = two_squares(seed)
         items += [Item(str(seed), picture, a, b, mask), Item(str(seed), picture, b, a, other)]
     return items
+
+
+SCORED_LLAVA = ("llava", "parts.lm.kind=random", "parts.vision={kind: vit, depth: 1, width: 32, heads: 2}")

@@ -16,7 +16,7 @@ from diptych.benchmarks.maps.saved import FILE, file_of, kept, verdict_on
 from diptych.benchmarks.maps.verdict import CONTROLS, MEASURES, Verdict, measure
 from diptych.core.errors import DiptychError
 from diptych.core.sample import Region, Sample
-from maps_fixture import Colours, ColourModel, colour_items
+from maps_fixture import ColourModel, Colours, colour_items
 
 RNG = np.random.default_rng(0)
 
@@ -43,7 +43,7 @@ def test_insertion_and_deletion_pixel_by_pixel() -> None:
         return np.array([float(i[..., 0].astype(float).mean() * len(t)) for i, t in zip(images, texts, strict=True)])
 
     for share in SHARES:
-        highest = sorted(((-heat[y, x], y, x) for y in range(6) for x in range(5)))[: round(share * 30)]
+        highest = sorted((-heat[y, x], y, x) for y in range(6) for x in range(5))[: round(share * 30)]
         places = {(y, x) for _, y, x in highest}
         for what in totals:
             made = np.zeros_like(image)
@@ -78,7 +78,10 @@ def test_maps_that_do_not_depend_on_the_text_or_on_the_picture_are_not_faithful(
     items = colour_items()
     colour = measure(Colours(), "any", items=items)
     assert not colour.faithful and set(colour.lost()["caption"]) == set(MEASURES)
-    assert "not faithful" in colour.words() and "does not beat a wrong caption in pointing and insertion and deletion" in colour.words()
+    assert (
+        "not faithful" in colour.words()
+        and "does not beat a wrong caption in pointing and insertion and deletion" in colour.words()
+    )
     middle = measure(Colours(), "blob", items=items)
     assert set(middle.lost()["blob"]) == set(MEASURES) and set(middle.lost()["weights"]) == set(MEASURES)
 

@@ -389,6 +389,18 @@ def test_segmentation_of_an_oracle():
     assert value(summary, "refer-masks", "iou").value == pytest.approx(1.0)
 
 
+def test_runs_can_be_compared_on_the_records_of_every_task_on_regions(tmp_path):
+    from diptych.comparison.paired import credits_of_run
+
+    address = "scenes:regions?named=1&things=4&distractors=0&length=4"
+    tasks = [Segmentation(n=3), OpenVocabulary(n=3), "refer?n=6", "pointing?n=6", "refer-masks?n=6", "phrase?n=6"]
+    evaluate(oracle(truth_of(address, 4)), open_source(address), tasks, tmp_path)
+    found = credits_of_run(tmp_path)
+    metrics = {("refer", "accuracy"), ("refer", "iou"), ("pointing", "hits"), ("refer-masks", "iou")}
+    assert set(found) == {*metrics, ("phrase", "recall@1/any"), ("phrase", "recall@1/merged")}
+    assert all(0 <= credit <= 1 for by in found.values() for credit, _ in by.values())
+
+
 # --- crops ---
 
 

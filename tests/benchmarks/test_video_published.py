@@ -70,6 +70,7 @@ def dump(path: Path, content: Any) -> Path:
 def judged(address: str, model: Any, out: Path | None = None) -> dict[str, Any]:
     found = evaluate(model, None, [task(address)], out)
     assert not found.skipped, found.skipped
+    assert not any("each picture" in note["note"] for note in found.notes), "its files hold clips, not pictures"
     return {r.metric: r for r in found.results}
 
 

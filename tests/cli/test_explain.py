@@ -79,7 +79,9 @@ def test_what_is_drawn() -> None:
     heat[:, :10] = 1
     drawn = overlay(image, heat, (4, 4, 40, 40))
     assert drawn.shape == (192, 192, 3) and drawn[100, 5].sum() > drawn[100, 100].sum()
-    assert (drawn[16, 20:160] == 255).all() and np.ptp(overlay(image, np.zeros((48, 48)))[..., 0] - overlay(image, heat)[..., 0]) > 0
+    assert (drawn[16, 20:160] == 255).all() and np.ptp(
+        overlay(image, np.zeros((48, 48)))[..., 0] - overlay(image, heat)[..., 0]
+    ) > 0
     np.testing.assert_allclose(colours(np.array([0.0, 1.0])), [[20, 12, 54], [252, 240, 150]])
     tiny = np.zeros((8, 8, 3), dtype=np.uint8)
     frame(tiny, (2, 2, 4, 4))

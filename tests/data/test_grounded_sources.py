@@ -388,6 +388,12 @@ def test_grit_rows_and_parquet_with_one_box_a_row(tmp_path):
     put(f"{tmp_path}/g.jsonl", json.dumps(row))
     sample = open_source(f"regions:{tmp_path}/g.jsonl")[0]
     assert sample.fields["regions"] == [Region(BOX, "a dog"), Region((0, 4, 12, 8), "the grass")] and sample.captions == [caption]
+    keys = ("caption", "ref_exps", "noun_chunks")
+    pq.write_table(
+        pa.table({"image": [{"bytes": picture(0), "path": "a"}], **{k: [row[k]] for k in keys}}), f"{tmp_path}/g.parquet"
+    )
+    same = open_source(f"regions:{tmp_path}/g.parquet")[0]
+    assert same.fields["regions"] == sample.fields["regions"] and same.captions == [caption]
     table = pa.table({
         "question_id": ["1", "2"], "image": [{"bytes": picture(0), "path": "a"}, {"bytes": picture(1), "path": "b"}],
         "answer": [["the red one", "left one"], ["it"]], "bbox": [[3.0, 2.0, 6.0, 4.0], [3.0, 2.0, 0.0, 4.0]],

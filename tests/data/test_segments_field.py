@@ -7,12 +7,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from diptych.config.recipe import FieldSpec
 from diptych.core.batch import Batch
 from diptych.core.errors import DiptychError
 from diptych.core.sample import Captions, Sample, Video
 from diptych.data.fields import Context, Draw, build_fields, kinds_of_fields
+from diptych.data.fields.segments import shown_in
 from diptych.data.source import BrokenItem
 from diptych.data.sources import open_source
 from diptych.data.text import BOS, EOS, Tokenizer
@@ -54,6 +56,25 @@ def test_pieces_have_the_frames_of_their_intervals():
     story = batch.story.ids[0][batch.story.mask[0]].tolist()
     own = [WORDS.caption_pieces([row["text"]])[0] for row in SPEECH]
     assert story == [BOS, *own[0], BOS, *own[1], BOS, *own[2], EOS]
+
+
+def test_a_frame_of_the_interval_is_preferred():
+    seconds = [0.0, 10.0, 20.0]
+    assert shown_in(seconds, 7, 12, 1) == [1] and shown_in(seconds, 7, 9, 1) == [0] and shown_in(seconds, 0, 20, 2) == [0, 1]
+    assert shown_in(seconds, 30, 40, 2) == [2, 2] and shown_in([5.0], 0, 2, 1) == [0]
+
+
+def test_subtitles_next_to_a_file(tmp_path):
+    """What is said goes with the frames that are shown meanwhile."""
+    frames = [Image.new("RGB", (16, 16), (0, 0, 25 * i)) for i in range(10)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=500)
+    cues = [("00:00:00,000 --> 00:00:02,000", "the fox runs"), ("00:00:03,000 --> 00:00:05,000", "a cat sleeps")]
+    (tmp_path / "a.srt").write_text("\n".join(f"{i + 1}\n{when}\n{text}\n" for i, (when, text) in enumerate(cues)))
+    source = open_source(f"video:{tmp_path}?speech=caption&frames=10")
+    made = field(count=2)
+    batch = made.collate([draw(made, source[0])])
+    assert batch.texts.strings == ("the fox runs", "a cat sleeps") and batch.seconds.tolist() == [1.0, 4.0]
+    assert [round(v / 25) for v in batch.frames.pixels[:, 2, 0, 0].tolist()] == [2, 8]
 
 
 def test_long_stories_are_cut_evenly():

@@ -9,7 +9,8 @@ import pytest
 
 from diptych.index.calibrate import Calibration
 from diptych.index.cutoff.background import Background
-from diptych.index.cutoff.readers import RIDGE, Readers, area
+from diptych.index.cutoff.readers import Readers, area
+from diptych.index.cutoff.ridge import SHARES as RIDGE
 
 WORDS = ["heart", "key", "moon"]
 

@@ -16,7 +16,7 @@ from diptych.inference.maps.geometry import box_of, placed, view_of
 from diptych.inference.maps.occlusion import OcclusionMaps
 from diptych.inference.maps.open import maps_of
 from diptych.inference.maps.watching import scrambled, watching
-from maps_fixture import PLAIN, SIDE, inside, noise, one_white_patch, reads_channel, run_of, watches_white
+from maps_fixture import PLAIN, SCORED_LLAVA, SIDE, inside, noise, one_white_patch, reads_channel, run_of, watches_white
 from plain_fixture import f64, linear, normed
 from tower_fixture import mlp, softmax
 
@@ -171,7 +171,7 @@ SCORED = {
     "filip": ("filip",),
     "sparc": ("sparc",),
     "llip": ("llip",),
-    "llava": ("llava", "parts.lm.kind=random", "parts.vision={kind: vit, depth: 1, width: 32, heads: 2}"),
+    "llava": SCORED_LLAVA,
 }
 
 
@@ -198,12 +198,13 @@ def test_recording_changes_no_score_and_every_method_gives_a_map(name: str) -> N
     if run.model.parts["vision"].extra == 0:
         assert "rollout" not in maps.methods or np.allclose(*(maps.grids(images[:1], [t], "rollout")[0] for t in texts))
     first = maps.methods[0]
-    assert not np.allclose(*(maps.grids(images[:1], [t], first)[0] for t in texts), rtol=1e-3), "it does not depend on the text"
+    shapes = [(g - g.min()) / np.ptp(g) for g in (maps.grids(images[:1], [t], first)[0] for t in texts)]
+    assert not np.allclose(*shapes, atol=1e-2), "it does not depend on the text"
 
 
 def test_what_each_run_is_asked_first() -> None:
     first = {name: run_of(*SCORED[name]).maps.methods[0] for name in ("filip", "sparc", "llip", "blip", "llava", "clip")}
-    assert first == {"filip": "words", "sparc": "words", "llip": "mixture", "blip": "cross", "llava": "answer", "clip": "dense"}
+    assert first == {"filip": "words", "sparc": "words", "llip": "mixture", "blip": "cross", "llava": "answer", "clip": "gradient"}
 
 
 TOWERS = {
@@ -231,7 +232,7 @@ def test_the_one_patch_that_matters_has_the_highest_value(kind: str, height: int
         heats = run.maps.heats([picture, other], [text, text], method)
         assert heats[0].shape == (height, width)
         assert inside(heats[0], cell) and inside(heats[1], cell_of_other), method
-    found = run.locate([picture], [text], method=run.maps.methods[-1])[0]
+    found = run.locate([picture], [text], method="rollout")[0]
     assert found.box is not None and found.by == "rollout"
     left, top, right, bottom = found.box
     assert left <= (cell[2] + cell[3]) / 2 <= right and top <= (cell[0] + cell[1]) / 2 <= bottom

@@ -144,7 +144,7 @@ def test_maps_of_conse(conse: Any, monkeypatch: Any) -> None:
             vector = (e / e.sum()) @ vectors[best] - conse.space.centre.double().numpy()
             expected[y, x] = vector @ text / np.linalg.norm(vector)
     np.testing.assert_allclose(conse.maps.grids(images[:1], [TEXT], "dense")[0], expected, atol=1e-4)
-    assert conse.locate(images, [TEXT] * 2)[0].by == "dense"
+    assert conse.locate(images, [TEXT] * 2)[0].by == "grad-cam"
     with pytest.raises(DiptychError, match="1 text for 2 images"):
         conse.locate(images, [TEXT])
 
@@ -182,7 +182,7 @@ def test_a_recipe_with_a_convolutional_tower(tmp_path: Path) -> None:
     from maps_fixture import run_of
 
     run = run_of("lit", "parts.vision.resolution=96", "parts.text={kind: transformer, width: 32, depth: 1, heads: 2}")
-    assert run.maps.methods == ("dense", "grad-cam")
+    assert run.maps.methods == ("grad-cam", "dense")
     images = noise(2, 48, 60)
     before = run.score(images, ["a cat", "a dog"])
     maps = {m: run.maps.grids(images, ["a cat", "a dog"], m) for m in run.maps.methods}

@@ -47,19 +47,12 @@ def build(tokens: int = 16, extra: int = 1) -> Build:
     return Build(SIZES["tiny"], 32, None, parts={"vision": vision, "lm": lm}, where="parts.connector")  # type: ignore[dict-item]
 
 
-# Tokens of another part (test_blip2.py, test_instructed.py), none (below), and those of clips (test_clip_connectors.py).
-OF_OTHERS = ("queries", "instructed", "bridge", "pooled")
-OF_OTHERS += ("each_frame", "adaptive_pool", "pooled_frames", "frames_and_mean", "video_q_former")
+# Tested elsewhere: those of other parts, which read more than tokens; those of several towers and of clips.
+ELSEWHERE = {"queries", "instructed", "bridge", "per_tower", "pooled"}
+ELSEWHERE |= {"each_frame", "adaptive_pool", "pooled_frames", "frames_and_mean", "video_q_former"}
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        kind
-        for kind in CONNECTOR
-        if kind not in OF_OTHERS
-    ],
-)
+@pytest.mark.parametrize("kind", [kind for kind in CONNECTOR if kind not in ELSEWHERE])
 def test_every_kind_gives_what_it_says_and_class_tokens_do_not_matter(kind: str) -> None:
     torch.manual_seed(0)
     connector = CONNECTOR[kind](build(), **OPTIONS.get(kind, {}))

@@ -16,7 +16,7 @@ CLIPS = "scenes:clips?actions=all&size=32&concepts=6&colours=4&length=8"  # a wh
 DATA = {
     "videobert": f"{CLIPS}&clip_frames=8",
     "merlot": f"{CLIPS}&events=4&clip_frames=32",
-    "gexia": f"{CLIPS}&events=3&clip_frames=24",
+    "gexia": f"joined:{CLIPS.replace('?', '%3F')}&clip_frames=8?n=3",
 }
 
 

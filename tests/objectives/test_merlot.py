@@ -193,6 +193,13 @@ def test_order_is_of_frames_and_of_texts_with_frames():
     torch.manual_seed(4)
 
     class Model:
+        given = True
+
+        class graph:  # noqa: N801
+            @staticmethod
+            def gives(name):
+                return Model.given
+
         @staticmethod
         def part(name):
             class Fusion:
@@ -216,6 +223,9 @@ def test_order_is_of_frames_and_of_texts_with_frames():
     assert made.forward(p).item() == pytest.approx(expected, rel=1e-5)
     torch.testing.assert_close(at_starts(words, ids, K), texts)
     assert pairs(texts, frames).shape == (B, K, K, 2 * E)
+    Model.given = False
+    with pytest.raises(DiptychError, match="name masked_speech before it"):
+        FrameOrder(Model)
 
 
 def test_gradient_of_the_order_task():

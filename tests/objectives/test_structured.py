@@ -24,7 +24,11 @@ from plain_fixture import f64
 from regions_fixture import PHRASES, model_of
 
 CAPTIONS = ["a red fox left of a key", "two green keys", "a blue heart"]
-WRONG, OWNER, KIND = ["a red key left of a fox", "a blue fox left of a key", "two red keys", "a red heart"], [0, 0, 1, 2], [0, 2, 2, 2]
+WRONG, OWNER, KIND = (
+    ["a red key left of a fox", "a blue fox left of a key", "two red keys", "a red heart"],
+    [0, 0, 1, 2],
+    [0, 2, 2, 2],
+)
 
 
 def batch_of(model, wrong: bool = True) -> Batch:

@@ -115,7 +115,8 @@ def evaluate(
             state.note_problems(each, [*problems, *failed_items(records.all())])
         results = each.summarise(records.all())
         summary.notes += _notes(each, records.all())
-        if of_clips and (pictures or getattr(each, "file", "")) and "complete" not in _needs(each):
+        of_pictures = (pictures or getattr(each, "file", "")) and not getattr(each, "of_clips", False)
+        if of_clips and of_pictures and "complete" not in _needs(each):
             summary.notes.append({"task": each.name, "note": ONE_FRAME})
         seconds = state.close(each, time.perf_counter() - started)
         summary.results += [replace(r, seconds=seconds) for r in results]

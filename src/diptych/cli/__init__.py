@@ -10,13 +10,13 @@ import sys
 
 import typer
 
-from diptych.cli import compare, demo, evaluate, metrics, plan, report, study, train
+from diptych.cli import advise, compare, demo, evaluate, metrics, plan, report, study, train
 from diptych.cli.choose import adapt, choose, soup
 from diptych.cli.data import curate, data
+from diptych.cli.failures import probe, readout, slices
 from diptych.cli.index import index, search, serve
-from diptych.cli.models import caption, chat, compose, draw, embed, export, predict
-from diptych.cli.start import doctor, greet
 from diptych.cli.models import caption, chat, compose, draw, embed, explain, export, predict
+from diptych.cli.start import doctor, greet
 from diptych.core.errors import DiptychError, Interrupted
 
 HELP = (
@@ -45,6 +45,7 @@ app.add_typer(curate.app, name="curate")
 app.add_typer(metrics.app, name="metrics")
 app.command()(train.train)
 app.command()(plan.plan)
+app.command()(advise.advise)
 app.command()(choose.choose)
 app.command()(soup.soup)
 app.command()(adapt.adapt)
@@ -60,6 +61,9 @@ app.command()(index.index)
 app.command()(search.search)
 app.command()(serve.serve)
 app.command()(evaluate.evaluate)
+app.command()(slices.slices)
+app.command()(probe.probe)
+app.command()(readout.readout)
 app.command()(export.export)
 app.command()(report.report)
 app.command()(compare.recipes)

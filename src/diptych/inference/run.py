@@ -25,8 +25,8 @@ from diptych.data.fields.base import stacked
 from diptych.data.fields.text import tokenized
 from diptych.data.image import as_pixels, resize
 from diptych.inference.able import capabilities_of, missing_fields, read_from
-from diptych.inference.attended import frame_weights
 from diptych.inference.chat import Answering, asked_with
+from diptych.inference.clips.attended import frame_weights
 from diptych.inference.compose import Composer, Following
 from diptych.inference.fewshot import FewShot
 from diptych.inference.generate import Decoding, decoding_of, draw, write
@@ -54,6 +54,7 @@ class TrainedModel(Talking, Locates):
         self.model, self.objectives = model.eval(), objectives.eval()
         self.device = device
         self.key: str | None = None  # identifies the weights, so that results can be kept
+        self.place: Path | None = None  # the directory of the run
         self.autocast = use_bf16(recipe.precision, device)
         self.answering: Answering | None = None  # if it learned from conversations
         self.scorer = score_of(recipe.score, model, self.objectives.values())
@@ -80,7 +81,7 @@ class TrainedModel(Talking, Locates):
         found, where = restored(run, checkpoint, averaged), pick_device(device)
         torch.manual_seed(found.recipe.seed)
         trained = cls(run.name, found.recipe, found.model.to(where), found.objectives.to(where), where)
-        trained.key = checkpoint_key(found.checkpoint)
+        trained.key, trained.place = checkpoint_key(found.checkpoint), run
         return trained
 
     # --- capabilities ---

@@ -19,6 +19,7 @@ from diptych.objectives.generative import NextToken, PriorNextToken
 from diptych.objectives.instruction import Answers
 from diptych.objectives.language.documents import DocumentSimilarity, DocumentWords
 from diptych.objectives.language.lengths import LongWords, ShortContrast
+from diptych.objectives.language.reconstruction import VisualReconstruction
 from diptych.objectives.language.retrieval import RetrievalWords
 from diptych.objectives.language.states import StateRegression
 from diptych.objectives.language.towers import EachTower
@@ -101,6 +102,7 @@ OBJECTIVES: dict[str, Any] = {
     "retrieval_words": RetrievalWords,
     "state_regression": StateRegression,
     "time_order": TimeOrder,
+    "visual_reconstruction": VisualReconstruction,
 }
 
 __all__ = ["OBJECTIVES", "Objective", "build_objectives", "check_needs", "fields_needed"]

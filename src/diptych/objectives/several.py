@@ -110,7 +110,8 @@ class SeveralTexts(Scaled):
         """The loss of a batch, a scalar."""
         image, text = (p[name] for name in self.couples)
         if not len(text):
-            return image.sum() * 0
+            result: Tensor = image.sum() * 0
+            return result
         texts: Texts = p["captions"]
         assert texts.owner is not None
         with torch.autocast(image.device.type, enabled=False):
@@ -153,7 +154,8 @@ class SubCaptions(Scaled):
         """The loss of a batch, a scalar."""
         patches, text = (p[name] for name in self.couples)
         if not len(text):
-            return patches.sum() * 0
+            result: Tensor = patches.sum() * 0
+            return result
         texts: Texts = p["captions"]
         owner = texts.owner
         assert owner is not None

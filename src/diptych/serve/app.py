@@ -13,7 +13,7 @@ from diptych.index.cutoff.rerank import Reranker
 from diptych.serve import errors
 from diptych.serve.guard import Guard
 from diptych.serve.metrics import Measured
-from diptych.serve.routes import chat, embeddings, meta, pages, pictures, search
+from diptych.serve.routes import chat, embeddings, locate, meta, pages, pictures, search
 from diptych.serve.settings import Settings
 from diptych.serve.state import State
 
@@ -42,7 +42,7 @@ def create_app(
     app = FastAPI(title="Diptych", openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan, redirect_slashes=False)
     app.state.diptych = state
     errors.handle(app)
-    for part in (pages, meta, search, pictures, embeddings, chat):
+    for part in (pages, meta, search, pictures, embeddings, chat, locate):
         app.include_router(part.router)
     app.add_middleware(Guard, settings=settings, keeper=state.keeper)
     app.add_middleware(Measured, metrics=state.metrics)  # the last one added is the first that sees a request

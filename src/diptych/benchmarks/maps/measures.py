@@ -34,8 +34,8 @@ def order_of(heat: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def changed(image: Image, ranks: np.ndarray, share: float, insert: bool) -> Image:
-    """The picture with the ``share`` of its pixels that rank first deleted (they get its mean colour), or with these alone. ranks: as
-    ``order_of`` gives them.
+    """The picture with the ``share`` of its pixels that rank first deleted (they get its mean colour), or with these alone.
+    ranks: as ``order_of`` gives them.
     """
     chosen = ranks < round(share * ranks.size)
     result = image.copy()

@@ -34,7 +34,7 @@ def file_of(address: str | Path, key: str | None) -> Path | None:
 
 def kept(file: Path | None, key: str | None, method: str = "", scenes: str = SCENES, items: int | None = None) -> list[Verdict]:
     """The verdicts in a file on the weights ``key``; a file that is damaged or of another version has none."""
-    found = [] if file is None else [v for v in _all(file) if key is None or v.key == key]
+    found = [] if file is None else [v for v in all_kept(file) if key is None or v.key == key]
     wanted = [v for v in found if v.scenes == scenes and (not method or v.method == method)]
     return [v for v in wanted if items is None or v.items >= items]
 
@@ -58,14 +58,15 @@ def verdict_on(
         return known[-1]
     made = replace(measure(maps, method, n, scenes=scenes, note=note), key=key or "")
     if file is not None:
-        others = [v for v in _all(file) if (v.key, v.method, v.scenes) != (made.key, made.method, made.scenes)]
+        others = [v for v in all_kept(file) if (v.key, v.method, v.scenes) != (made.key, made.method, made.scenes)]
         with contextlib.suppress(OSError):  # a run that may not be written to: measured again the next time
             file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, {"verdicts": [v.as_dict() for v in [*others, made]]})
     return made
 
 
-def _all(file: Path) -> list[Verdict]:
+def all_kept(file: Path) -> list[Verdict]:
+    """All verdicts in a file, of any weights; none if it is damaged or of another version."""
     nothing: dict[str, Any] = {}
     try:
         rows = read_json_or(file, nothing).get("verdicts", [])

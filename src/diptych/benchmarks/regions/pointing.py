@@ -54,7 +54,9 @@ def target(query: Query) -> np.ndarray:
 
 
 def points_of(answer: Answer) -> np.ndarray:
-    """Where an answer points, float [n, 2] of x, y in pixels: several if a map has several equal maxima; none if it says nothing."""
+    """Where an answer points, float [n, 2] of x, y in pixels: several points if a map has several equal maxima, none if it says
+    nothing.
+    """
     if answer.heat is not None and np.isfinite(answer.heat).any():
         heat = np.where(np.isfinite(answer.heat), answer.heat, -np.inf)
         rows, columns = np.nonzero(heat == heat.max())

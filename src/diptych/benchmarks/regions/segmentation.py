@@ -86,7 +86,7 @@ class Segmentation:
             own, by = self._labels(model, q.image, names)
             blind, _ = self._labels(model, blank(q.image), names)
             leaked = {"slices": {"leaked": q.slices["leaked"]}} if "leaked" in q.slices else {}
-            kept = {"correct": counts(own, true, len(names)), "blind": counts(blind, true, len(names))}
+            kept = {"pixels": counts(own, true, len(names)), "blind_pixels": counts(blind, true, len(names))}
             records.add([{"item": q.id, "cluster": q.id, "names": names, "by": by, **kept, **leaked}])
             if progress:
                 progress(f"{self.name} {number}/{len(items)}")
@@ -103,19 +103,19 @@ class Segmentation:
         rows = by_item(records)
         if not rows:
             return []
-        sums = {name: np.array([np.ravel(r[name]) for r in rows], np.float64) for name in ("correct", "blind")}
+        sums = {name: np.array([np.ravel(r[name]) for r in rows], np.float64) for name in ("pixels", "blind_pixels")}
         clusters = [r["cluster"] for r in rows]
-        total = sums["correct"].sum(0).reshape(3, -1)[2]
-        empty, common = _constant(sums["correct"], 0), _constant(sums["correct"], int(total[1:].argmax()) + 1)
+        total = sums["pixels"].sum(0).reshape(3, -1)[2]
+        empty, common = _constant(sums["pixels"], 0), _constant(sums["pixels"], int(total[1:].argmax()) + 1)
         results = []
         for metric, function in (("mIoU", mean_iou), ("pixel_accuracy", accuracy)):
             controls = {
-                "blind": float(function(sums["blind"].sum(0))),
+                "blind": float(function(sums["blind_pixels"].sum(0))),
                 "background": float(function(empty.sum(0))),
                 "commonest": float(function(common.sum(0))),
             }
             fields: dict[str, Any] = {"controls": controls, "by": rows[0]["by"]}
-            results.append(of_sums(self.name, metric, sums["correct"], function, clusters, **fields))
+            results.append(of_sums(self.name, metric, sums["pixels"], function, clusters, **fields))
         return results
 
     def notes(self, records: Sequence[Record]) -> list[str]:

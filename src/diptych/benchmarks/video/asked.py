@@ -37,6 +37,7 @@ class ClipQuestions(QuestionTask):
     """Questions about clips that the data brings along (``extra["questions"]`` of its samples)."""
 
     conditions: ClassVar[tuple[str, ...]] = CONDITIONS
+    of_clips: ClassVar[bool] = True  # also what its files hold
     name: str = "video-questions"
     videos: str = ""  # the directory of the clips that ``file`` names; "": that of the file
     frames: int = 16  # of a clip, at most

@@ -6,18 +6,23 @@
 | ``views`` | made of ``image`` | ``Images``, several per sample with owner rows (``data.views``) | image |
 | ``text`` | ``Captions`` | ``Texts``, one caption per sample | text |
 | ``negatives`` | a wrong version of each caption | ``Texts`` with owner rows | text |
-| ``captions`` | made of ``text`` or another field | ``Texts``, several per sample with owner rows | text |
-| ``nouns`` | made of ``text`` | ``Texts``, several per sample with owner rows | text |
-| ``wrong`` | made of ``text`` | ``WrongTexts``, several per sample with owner rows | text |
-| ``concepts`` | made of the source | ``Labels``; ``concepts.classes`` is a text field, the same in every batch | label |
 | ``label`` | ``Label`` | ``Labels``; ``label.classes`` is a text field | label |
 | ``regions`` | list of ``Region`` | ``Regions``; ``regions.phrases`` is a text field | regions |
 | ``turns`` | ``Conversation`` | ``Turns``; ``turns.images`` is an image field | turns |
 | ``video`` | ``Video`` | ``Videos``; ``video.frames`` is an image field | video |
 | ``document`` | ``Document`` | ``Documents``; ``document.texts``, ``document.images`` | document |
 
-Kinds that a recipe has to declare under a name of its own (``data.fields: {segments: {kind: segments}}``): ``segments``, a clip as
-pieces with a text each; ``shortest``, the shortest caption.
+Kinds that a recipe has to declare (``data.fields: {segments: {kind: segments}}``), since they are made of other fields:
+
+| kind | in a batch |
+|---|---|
+| ``segments`` | a clip as pieces with a text each |
+| ``shortest`` | the shortest caption |
+| ``captions`` | several texts of each sample, or the sentences of them: ``Texts`` with owner rows |
+| ``nouns`` | nouns of the caption that is read, in prompts: ``Texts`` with owner rows |
+| ``wrong`` | wrong versions of the caption that is read, by kind: ``WrongTexts`` with owner rows |
+| ``concepts`` | the concepts of the source, the same in every batch: ``Labels``, whose ``classes`` is a text field |
+| ``grounded``, ``annotated`` | the caption with boxes as location tokens, or with a list of them; under the name ``text`` |
 
 ``unpaired_image`` and ``unpaired_text`` are images and texts without a partner (``data.unpaired``). A recipe declares its own field
 by ``data.fields: {sound: package.module:SoundField}``, and options by ``{video: {kind: video, frames: 4}}``.
@@ -50,19 +55,22 @@ FIELDS: dict[str, Any] = {
     "views": ViewsField,
     "text": TextField,
     "negatives": NegativesField,
-    "captions": CaptionsField,
-    "nouns": NounsField,
-    "wrong": "diptych.data.fields.wrong:WrongField",
-    "annotated": "diptych.data.fields.grounded:AnnotatedField",
-    "grounded": "diptych.data.fields.grounded:GroundedField",
-    "concepts": ConceptsField,
     "label": LabelField,
     "regions": RegionsField,
     "turns": TurnsField,
     "video": VideoField,
     "document": DocumentField,
 }
-DECLARED: dict[str, Any] = {"segments": SegmentsField, "shortest": ShortestField}  # kinds that no field has by its name alone
+DECLARED: dict[str, Any] = {  # kinds that no field has by its name alone
+    "segments": SegmentsField,
+    "shortest": ShortestField,
+    "captions": CaptionsField,
+    "nouns": NounsField,
+    "concepts": ConceptsField,
+    "wrong": "diptych.data.fields.wrong:WrongField",
+    "grounded": "diptych.data.fields.grounded:GroundedField",
+    "annotated": "diptych.data.fields.grounded:AnnotatedField",
+}
 UNPAIRED = {"unpaired_image": "image", "unpaired_text": "text"}  # fields of samples that have nothing else
 
 __all__ = ["FIELDS", "UNPAIRED", "Context", "Draw", "Field", "build_fields", "field_class", "kinds_of_fields"]

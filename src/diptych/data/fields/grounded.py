@@ -94,8 +94,8 @@ class GroundedField(TextField):
 
 
 class AnnotatedField(GroundedField):
-    """One text of each sample, a document of all that is annotated: its caption, then each region's phrase with its box, in an order
-    drawn at random (MMGiC's template of caption, labels and regions). phrases, plain: as in ``GroundedField``; 0 by default.
+    """One text of each sample, a document of all that is annotated: its caption, then each region's phrase with its box, in an
+    order drawn at random (MMGiC's template of caption, labels and regions). phrases, plain: as in ``GroundedField``; 0 by default.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from diptych.core.sample import Box, Region, Sample, flat
 from diptych.data.augment import augmenter
 from diptych.data.fields.base import Context, Draw, Field, words_of_sides
 from diptych.data.fields.text import tokenized, valid
-from diptych.data.regions.placement import central, usable
+from diptych.data.regions.placement import usable
 from diptych.data.regions.runs import from_runs, to_runs
 from diptych.data.source import BrokenItem, Problem
 
@@ -22,13 +22,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MOST, WRONG = 4, 5  # independent streams of random numbers: which regions, and which of their negatives
-
-
-def cropped(box: Box, height: int, width: int) -> Box | None:
-    """A box of a picture as shares of the picture's central square, which is what a model sees; None if less than a quarter of the
-    box is inside.
-    """
-    return central(height, width).box(box)
 
 
 class RegionsField(Field):

@@ -32,7 +32,7 @@ class Pieces(NamedTuple):
 
 class SegmentsField(VideoField):
     """``video`` and the texts with times next to it → ``Segments``. The texts are subtitles (``extra["speech"]``, as
-    ``video:…?speech=extra`` gives them), or else the events of the clip (``extra["events"]``, as ``scenes:clips?events=4`` and
+    ``video:…?speech=caption`` gives them), or else the events of the clip (``extra["events"]``, as ``scenes:clips?events=4`` and
     ActivityNet have them).
 
     count: pieces of a clip, spread evenly over its texts; a clip with fewer texts is not used. frames: of a piece, spread evenly
@@ -74,7 +74,7 @@ class SegmentsField(VideoField):
             raise BrokenItem(
                 sample.id,
                 f"{len(given)} texts with times, and data.fields.{self.name}.count is {self.count}; set it lower, or read "
-                "subtitles (video:FOLDER?speech=extra) or long clips (scenes:clips?actions=all&events=4)",
+                "subtitles (video:FOLDER?speech=caption) or long clips (scenes:clips?actions=all&events=4)",
             )
         rows = [given[i] for i in spread(len(given), self.count)]
         shown = [number for row in rows for number in shown_in(video.seconds, row["start"], row["end"], self.frames)]
@@ -128,9 +128,15 @@ class SegmentsField(VideoField):
 
 
 def shown_in(seconds: Sequence[float], start: float, end: float, count: int) -> list[int]:
-    """The numbers of the frames that are shown at ``count`` times, each in the middle of an equal part of an interval."""
-    times = [start + (i + 0.5) * (end - start) / count for i in range(count)]
-    return [max(bisect_right(seconds, t) - 1, 0) for t in times]
+    """The numbers of the frames that are shown at ``count`` times, each in the middle of an equal part of an interval. Of a clip of
+    few frames, one that began before the interval gives way to the next one, if that begins within.
+    """
+    found = []
+    for i in range(count):
+        number = max(bisect_right(seconds, start + (i + 0.5) * (end - start) / count) - 1, 0)
+        later = seconds[number] < start and number + 1 < len(seconds) and seconds[number + 1] < end
+        found.append(number + later)
+    return found
 
 
 def stories(tokenizer: Any, texts: Sequence[Sequence[str]]) -> Texts:

@@ -25,7 +25,7 @@ class WrongTexts(Texts):
 
     kinds: Tensor | None = None
 
-    row_wise = (*Texts.row_wise, "kinds")
+    row_wise = (*Texts.row_wise, "kinds")  # type: ignore[assignment]
 
 
 class WrongField(Field):

@@ -1,7 +1,8 @@
 """Wrong versions of a caption by kind, and its facts as triples, by rule.
 
 What CE-CLIP and Structure-CLIP make with parsers and language models, from the order of words alone: content words that follow each
-other are a noun chunk (``chunks``), the last of them the noun, the others attributes; what stands between two chunks is their relation.
+other are a noun chunk (``chunks``), the last of them the noun, the others attributes; what stands between two chunks is their
+relation.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ def _replaced(caption: str, places: Sequence[tuple[int, int]], words: Sequence[s
 
 
 def triples(caption: str) -> list[tuple[str, str, str]]:
-    """The facts of a caption: (subject, relation, object) of neighbouring noun chunks, and (noun, "is", attribute) of each attribute."""
+    """The facts of a caption: (subject, relation, object) of neighbouring noun chunks, and (noun, "is", attribute) of each
+    attribute."""
     found = chunks(caption)
     facts = []
     for a, b in pairwise(found):

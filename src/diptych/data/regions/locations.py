@@ -135,7 +135,8 @@ class LocationTokenizer(Tokenizer):
 
     def mark(self, name: str) -> int:
         """The id of a mark or location."""
-        return int(self._tokenizer.token_to_id(name))
+        token: Any = self._tokenizer.token_to_id(name)
+        return int(token)
 
     def decode_grounded(self, ids: Iterable[int]) -> str:
         """The text up to [EOS], with marks and locations."""

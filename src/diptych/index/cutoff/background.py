@@ -15,6 +15,7 @@ from diptych.core.errors import DiptychError
 from diptych.data.source import BrokenItem
 from diptych.data.sources import open_source
 from diptych.index.cutoff.readers import Readers
+from diptych.index.cutoff.ridge import Bridge
 from diptych.index.cutoff.words import content, heads
 
 TAU = 0.5  # standard deviations: how much the best of many texts counts more than the others
@@ -53,14 +54,17 @@ class Captioned:
 
     @classmethod
     def read(cls, address: str, pictures: int, texts: int, made: Callable[[list[np.ndarray]], Iterable[np.ndarray]]) -> Captioned:
-        """The first ``pictures`` and ``texts``. made: of a few pictures at a time, so that not all are in memory as they are.
+        """Some ``pictures`` and ``texts``. made: of a few pictures at a time, so that not all are in memory as they are.
         DiptychError if there are fewer than 30 pictures with captions.
         """
         source, most = open_source(address), max(pictures, texts)
+        order = range(20 * most)  # of data where few have captions, not all are read
+        if len(source) <= 20 * most:  # in any order: data are often sorted by kind
+            order = np.random.Generator(np.random.PCG64(0)).permutation(len(source)).tolist()
         captions: list[Sequence[str]] = []
         images: list[np.ndarray] = []
         some: list[np.ndarray] = []
-        for i in range(min(len(source), 20 * most)):  # of data where few have captions, not all are read
+        for i in order:
             if len(captions) == most:
                 break
             try:
@@ -99,13 +103,17 @@ def captioned(address: str, model: Model, pictures: int = PICTURES, texts: int =
     than 30 pictures with captions.
     """
     data = Captioned.read(address, pictures, texts, model.embed_image)
-    vectors = unit_rows(np.stack(data.images).astype(np.float32))
-    made = Background(data.words, embedded_texts(model, data.words), vectors[:COMPARED])
+    vectors, captions = unit_rows(np.stack(data.images).astype(np.float32)), embedded_texts(model, data.words)
+    place = {word: i for i, word in enumerate(data.words)}
+    own = [place.get(each[0], -1) for each in data.shown]  # the place of each picture's first caption among the words
+    learned = Bridge.fit(vectors, captions[own]) if min(own) >= 0 else None
+    bridge, across = learned if learned is not None else (None, vectors)
+    made = Background(data.words, captions, across[:COMPARED], bridge=bridge)
     queries = data.names()
     if queries:
         named = embedded_texts(model, queries)
         made.absent = made.of_absent(queries, named, data.spoken[:COMPARED])
-        others = np.array([made.preferred(v, made.pictures, word) for word, v in zip(queries, named, strict=True)])
+        others = np.array([made.preferred(v, None, word) for word, v in zip(queries, named, strict=True)])
         made.readers = Readers.fit(vectors, data.spoken, queries, others)
     return made
 
@@ -113,7 +121,8 @@ def captioned(address: str, model: Model, pictures: int = PICTURES, texts: int =
 class Background:
     """Texts and, if there are any, pictures from elsewhere.
 
-    words: the texts; texts: their unit vectors, float32 [M, E]; pictures: unit vectors, float32 [B, E], B = 0 without any. absent:
+    words: the texts; texts: their unit vectors, float32 [M, E]; pictures: unit vectors, float32 [B, E], B = 0 without any; with a
+    ``bridge`` those beyond it. absent:
     scores of some words for pictures that do not show them, float32 [Q, B], NaN where a picture's captions mention the word; Q = 0
     where that is not known.
     """
@@ -125,16 +134,18 @@ class Background:
         pictures: np.ndarray,
         absent: np.ndarray | None = None,
         readers: Readers | None = None,
+        bridge: Bridge | None = None,
     ):
         if len(words) != len(texts) or texts.ndim != 2 or pictures.shape[1:] != texts.shape[1:]:
             raise DiptychError(f"background: {len(words)} texts, vectors {texts.shape} and {pictures.shape} do not belong together")
         if not (np.isfinite(texts).all() and np.isfinite(pictures).all()):
             raise DiptychError("background: vectors must be finite")
         self.absent = np.zeros((0, len(pictures)), np.float32) if absent is None else absent
-        self.readers = readers or Readers.none(texts.shape[1])
+        self.readers, self.bridge = readers or Readers.none(texts.shape[1]), bridge
         self.words, self.texts, self.pictures = tuple(words), texts, pictures
         self.contents = [content(text) for text in words]
-        self._texts, self._pictures = texts.T.astype(np.float64), pictures.astype(np.float64)
+        across = texts if bridge is None else bridge.texts(texts)
+        self._texts, self._pictures = across.T.astype(np.float64), pictures.astype(np.float64)
         self.two_sided = len(pictures) >= LEAST and len(texts) >= 2
         scores = self._texts.T @ self._pictures.T if self.two_sided else np.zeros((len(texts), 1))
         self.mean, self.spread = scores.mean(1), np.maximum(scores.std(1), 1e-6)
@@ -145,12 +156,13 @@ class Background:
     def arrays(self) -> dict[str, np.ndarray]:
         """All of it, for a file."""
         own = {"words": np.array(self.words), "texts": self.texts, "pictures": self.pictures, "absent": self.absent}
-        return own | self.readers.arrays()
+        return own | self.readers.arrays() | ({} if self.bridge is None else self.bridge.arrays())
 
     @classmethod
     def of_arrays(cls, held: Mapping[str, np.ndarray]) -> Background:
         """What ``arrays`` returned. KeyError, ValueError or DiptychError if it is damaged."""
-        return cls(held["words"].tolist(), held["texts"], held["pictures"], held["absent"], Readers.of_arrays(held))
+        learned = Readers.of_arrays(held), Bridge.of_arrays(held)
+        return cls(held["words"].tolist(), held["texts"], held["pictures"], held["absent"], *learned)
 
     def scores(self, query: np.ndarray, vectors: np.ndarray, text: str = "") -> np.ndarray:
         """How well each picture fits the query; float64 [K].
@@ -163,16 +175,21 @@ class Background:
         """
         return self.readers.scores(vectors, text) if self.reads(text) else self.preferred(query, vectors, text)
 
-    def preferred(self, query: np.ndarray, vectors: np.ndarray, text: str = "") -> np.ndarray:
-        """The score of a text that is not read (``scores``)."""
-        query, vectors = np.asarray(query, dtype=np.float64), np.asarray(vectors, dtype=np.float64)
+    def preferred(self, query: np.ndarray, vectors: np.ndarray | None, text: str = "") -> np.ndarray:
+        """The score of a text that is not read (``scores``). vectors: None for the background's own pictures."""
+        near = self.near(query)
+        query = np.asarray(query, dtype=np.float64)
+        if self.bridge is not None:
+            query = self.bridge.texts(query[None])[0]
+            vectors = None if vectors is None else self.bridge.images(vectors)
+        vectors = self._pictures if vectors is None else np.asarray(vectors, dtype=np.float64)
         cosines: np.ndarray = vectors @ query
         if not self.two_sided:
             return cosines
         usual = self._pictures @ query
         own = (cosines - usual.mean()) / max(float(usual.std()), 1e-6)
         texts = (vectors @ self._texts - self.mean) / self.spread
-        return preference(own, texts, self.mentions(text), self.near(query))
+        return preference(own, texts, self.mentions(text), near)
 
     def of_absent(self, queries: Sequence[str], vectors: np.ndarray, spoken: Sequence[frozenset[str]]) -> np.ndarray:
         """Scores of queries for the background's pictures, float32 [Q, B], NaN where the words of its captions, ``spoken``, hold
@@ -181,7 +198,7 @@ class Background:
         rows = []
         for query, vector in zip(queries, vectors, strict=True):
             shows = np.array([content(query) <= words for words in spoken])
-            rows.append(np.where(shows, np.nan, self.preferred(vector, self.pictures, query)))
+            rows.append(np.where(shows, np.nan, self.preferred(vector, None, query)))
         return np.array(rows, dtype=np.float32)
 
     def reads(self, text: str) -> bool:

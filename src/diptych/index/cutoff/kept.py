@@ -16,7 +16,7 @@ from diptych.core.files import write_atomically
 from diptych.data.storage.cache import cache_directory, size_limit
 from diptych.index.stamp import stamp_of
 
-VERSION = 1  # of what is computed: another one makes it anew
+VERSION = 2  # of what is computed: another one makes it anew
 Made = TypeVar("Made")
 
 

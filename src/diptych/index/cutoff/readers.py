@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from diptych.index.cutoff.ridge import FEWEST, ridge, shown_by
 from diptych.index.cutoff.words import content
 
 LEAST = 10  # pictures that mention a word, from which it is learned
-FEWEST = 100  # pictures from which anything is
-RIDGE = (1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of the mean squared singular value
 
 
 class Readers:
-    """Ridge regression from vectors of pictures to the words of their captions (Hoerl & Kennard 1970).
+    """Ridge regression from vectors of pictures to the words of their captions.
 
     The vector of "a heart" is that of a caption, and pictures with a heart and a key lie elsewhere; what all pictures with hearts
     have in common is another direction. words: [W]; weights: float32 [W, E]; bias: float32 [W]; absent: scores of the words for
@@ -34,36 +33,21 @@ class Readers:
     def fit(cls, vectors: np.ndarray, spoken: Sequence[frozenset[str]], words: Sequence[str], others: np.ndarray) -> Readers:
         """Learns those of the words that enough pictures mention; none from fewer than 100 pictures.
 
-        vectors: of the pictures [B, E]; spoken: the words of each one's captions. The penalty is the one of ``RIDGE`` with the
-        least error on pictures that were left out, one at a time, which is known in closed form. others: float [words, B' ≤ B],
-        scores of the words for the first pictures in another way; a word is kept where these tell the pictures that mention it from
-        the others less well (area under the ROC curve).
+        vectors: of the pictures [B, E]; spoken: the words of each one's captions. others: float [words, B' ≤ B], scores of the
+        words for the first pictures in another way; a word is kept where these tell the pictures that mention it from the others
+        less well (area under the ROC curve).
         """
-        truth = np.array([[word in each for word in words] for each in spoken], np.float64).reshape(len(spoken), len(words))
+        truth = shown_by(words, spoken)
         chosen = [i for i in range(len(words)) if truth[:, i].sum() >= LEAST]
         if len(vectors) < FEWEST or not chosen:
             return cls.none(vectors.shape[1])
-        truth, middle = truth[:, chosen], vectors.mean(0, dtype=np.float64)
-        mean = truth.mean(0)
-        left, scale, right = np.linalg.svd(vectors.astype(np.float64) - middle, full_matrices=False)
-        inner, variance = left.T @ (truth - mean), np.maximum((mean * (1 - mean)), 1e-12)
-        best: tuple[float, np.ndarray, np.ndarray] | None = None
-        for share in RIDGE:
-            penalty = share * float((scale**2).mean())
-            kept = scale**2 / (scale**2 + penalty)
-            own = ((left**2 * kept).sum(1) + 1 / len(vectors))[:, None]  # how much a picture counts in its own prediction
-            out = (left @ (kept[:, None] * inner) + mean - own * truth) / np.maximum(1 - own, 1e-6)
-            error = float((((out - truth) ** 2).mean(0) / variance).mean())
-            if best is None or error < best[0]:
-                best = error, out, right.T @ ((scale / (scale**2 + penalty))[:, None] * inner)
-        assert best is not None
-        _, out, weights = best
+        truth = truth[:, chosen]
+        weights, bias, out = ridge(vectors, truth)
         some = others.shape[1]
         better = [
             j for j, i in enumerate(chosen) if area(out[:some, j], truth[:some, j] > 0) >= area(others[i], truth[:some, j] > 0)
         ]
         absent = np.where(truth > 0, np.nan, out).T.astype(np.float32)[better]
-        bias = mean - middle @ weights
         return cls(
             [words[chosen[j]] for j in better], weights.T.astype(np.float32)[better], bias.astype(np.float32)[better], absent
         )

@@ -46,6 +46,7 @@ LIST = "graph.json"
 CHUNK = 20_000  # vectors that go into the graph at a time
 DEAD = 0.25  # a graph with a larger share of rows that do not count is made anew
 WAITING = 1000  # so many are compared one by one without a noticeable delay
+WIDER = 4  # times as far a search under a filter goes if it has not found enough
 SECONDS = 120.0  # so often a graph that is being made is written
 Progress = Callable[[int, int], object]  # vectors in the graph, of how many
 _OPEN: WeakValueDictionary[str, Any] = WeakValueDictionary()  # graphs that were read, by file: servers open a store often
@@ -250,14 +251,17 @@ class Approximate:
             return near, sure
         _, needed = self._reach(effort, k)
         depth = int(np.ceil(1.5 * pick.margin * needed * len(marks) / number))
-        while not sure.all() and depth <= pick.depth and self._cost(effort, depth) < number:
-            open_ = np.flatnonzero(~sure)
+        open_ = np.arange(len(queries))
+        while len(open_) and depth <= pick.depth and self._cost(effort, depth) < number:
+            promising = []
             found = self.nearest(queries[open_], effort, depth)
             for q, row in zip(open_, found, strict=True):
                 counts = np.flatnonzero((row >= 0) & marks[row])
                 if len(counts) >= needed and counts[needed - 1] < depth / pick.margin:
                     near[q], sure[q] = row[counts[:needed]], True
-            depth = max(depth + 1, min(4 * depth, pick.depth))
+                elif WIDER * len(counts) >= needed:  # else going further is of no use either
+                    promising.append(q)
+            open_, depth = np.array(promising, np.int64), max(depth + 1, min(WIDER * depth, pick.depth))
         return near, sure
 
     def nearest(self, queries: np.ndarray, effort: float, depth: int) -> np.ndarray:
@@ -295,8 +299,9 @@ class Approximate:
             places[self._row_ids[rows]] = rows
             self._places = places
         rows = self._places[ids[(ids >= 0) & (ids < len(self._places))]]
-        here: np.ndarray = rows[rows >= 0]
-        return here[self._row_ids[here] >= 0]  # a row that no longer counts has the id -1
+        rows = rows[rows >= 0]
+        here: np.ndarray = rows[self._row_ids[rows] >= 0]  # a row that no longer counts has the id -1
+        return here
 
     def _touch(self, ids: np.ndarray, there: bool) -> None:
         if self._graph is None:
@@ -381,7 +386,7 @@ class Approximate:
         except RuntimeError as error:  # faiss's own class of errors, for a full disk too
             raise DiptychError(f"{self._file('faiss')}: cannot be written ({error}); is the disk full?") from None
         self._changed, self._written = set(), set()
-        known = {"graph": self._number, "made_of": self._made_of, "effort": self._effort if self._tuned else None}
+        known: dict[str, Any] = {"graph": self._number, "made_of": self._made_of, "effort": self._effort if self._tuned else None}
         known |= {"pick": self._pick} if self._tuned else {}
         write_json(self.folder / LIST, {"format": FORMAT, "kind": self.kind, "width": self.width, **known})
         for path in self.folder.iterdir():

@@ -10,6 +10,8 @@ import numpy as np
 from diptych.core.errors import DiptychError
 from diptych.index.stores.approximate import Approximate
 
+MOST = 1 << 18  # vectors that IVF-PQ learns its lists and codes from: half a gigabyte of 512 numbers each
+
 
 class Hnsw(Approximate):
     """A graph with links between near vectors (Malkov & Yashunin 2016, arXiv:1603.09320), which holds them in half precision.
@@ -88,10 +90,11 @@ class IvfPq(Approximate):
         lists = max(1, min(lists, count // 39))  # faiss's least number of training vectors for each
         divisors = [d for d in range(1, self.width + 1) if self.width % d == 0]
         pieces = self.bytes or min(divisors, key=lambda d: abs(np.log(8 * d / self.width)))
-        sample = np.random.default_rng(0).choice(self.exact.ids(), min(count, max(48 * lists, 20_000)), replace=False)
+        sample = np.random.default_rng(0).choice(self.exact.ids(), min(count, max(min(48 * lists, MOST), 20_000)), replace=False)
         bits = 8 if len(sample) >= 256 * 8 else max(1, int(np.log2(max(2, len(sample) // 8))))
         graph = faiss.IndexIVFPQ(faiss.IndexFlatIP(self.width), self.width, lists, pieces, bits, faiss.METRIC_INNER_PRODUCT)
         graph.cp.min_points_per_centroid = graph.pq.cp.min_points_per_centroid = 1  # no warnings: few vectors, few lists
+        graph.pq.cp.niter = 10  # of 25; the best candidates get exact scores
         graph.train(self.exact.vectors(np.sort(sample)))
         return graph
 

@@ -32,9 +32,10 @@ class Pick(NamedTuple):
 
 
 def tuned(store: Approximate, queries: np.ndarray | None = None) -> tuple[float | None, Pick | None]:
-    """The least effort by which a store finds the share of the true neighbours that is asked for (its ``recall``), on queries near
-    the vectors (``probes``) and, by themselves, on those that are given, float32 [Q, E]; and how hits are picked out under filters:
-    as far as the first part of what is found is complete to the same share, and hits among halves that are alike (``halves``) are.
+    """Twice the least effort by which a store finds the share of true neighbours that is asked for (its ``recall``), on queries
+    near the vectors (``probes``) and, by themselves, on those that are given, float32 [Q, E]; and how hits are picked out under
+    filters: as far as the first part of what is found is complete to the same share, and hits among halves that are alike
+    (``halves``) are.
 
     None where nothing is enough: search, or search under filters, has to be exact then.
     """
@@ -56,6 +57,7 @@ def tuned(store: Approximate, queries: np.ndarray | None = None) -> tuple[float 
     effort = next((e for e in EFFORTS if enough(None, free[1], e, None)), None)
     if effort is None:
         return None, None
+    effort *= 2  # other queries than those that were measured may need more
     complete = _complete(store, np.concatenate([some[:DEEP] for some in kinds]), effort)
     return effort, next((pick for pick in complete if all(enough(*each, effort, pick) for each in filtered)), None)
 

@@ -77,11 +77,11 @@ class FramesModel(Adapter):
     def converse(self, images: Sequence[Image], turns: Sequence[Turn], max_tokens: int = 128, **decoding: Any) -> str:
         """The next turn of a conversation; a clip or a picture for each ``<image>``."""
         said, shown = expanded(turns, images, self.frames)
-        answer: str = self.base.converse(shown, said, max_tokens, **decoding)  # type: ignore[attr-defined]
+        answer: str = self.base.converse(shown, said, max_tokens, **decoding)
         return answer
 
     def stream(self, images: Sequence[Image], turns: Sequence[Turn], max_tokens: int = 128, **decoding: Any) -> Writing:
         """The same, piece by piece."""
         said, shown = expanded(turns, images, self.frames)
-        writing: Writing = self.base.stream(shown, said, max_tokens, **decoding)  # type: ignore[attr-defined]
+        writing: Writing = self.base.stream(shown, said, max_tokens, **decoding)
         return writing

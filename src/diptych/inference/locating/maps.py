@@ -8,7 +8,7 @@ import numpy as np
 
 from diptych.core.capabilities import Image, Located
 from diptych.inference.maps.base import Maps
-from diptych.inference.maps.geometry import box_of
+from diptych.inference.maps.geometry import THRESHOLD, THRESHOLDS, box_of
 
 
 def located_by_maps(maps: Maps, images: Sequence[Image], texts: Sequence[str], method: str = "") -> list[Located]:
@@ -20,4 +20,5 @@ def located_by_maps(maps: Maps, images: Sequence[Image], texts: Sequence[str], m
     name = maps.method(method)
     heats = maps.heats(images, texts, name)
     scores = np.asarray(maps.score(images, texts), dtype=np.float64)
-    return [Located(box_of(heat), float(s), heat, None, name) for heat, s in zip(heats, scores, strict=True)]
+    cut = THRESHOLDS.get(name, THRESHOLD)
+    return [Located(box_of(heat, cut), float(s), heat, None, name) for heat, s in zip(heats, scores, strict=True)]

@@ -17,7 +17,7 @@ from diptych.data.fields.text import tokenized
 from diptych.data.image import as_pixels, resize
 from diptych.inference.able import missing_fields
 from diptych.inference.locating.maps import located_by_maps
-from diptych.inference.maps.geometry import Box, box_of, placed, view_of
+from diptych.inference.maps.geometry import box_of, placed, view_of
 from diptych.inference.maps.run import RunMaps, methods_of
 
 CHUNK = 64  # pairs at a time
@@ -70,10 +70,11 @@ class Locates:
             read = tokenized(self.model.tokenizer, list(texts)).to(device)
             p = self.model.encode(Batch({"image": Images(pixels), "text": read}, len(images)))
             values = p[f"text.{way}"].float().cpu().numpy()
+            heats = p["text.heat"].float().cpu().numpy() if way == "box" and "heat" in ways_of(self) else [None] * len(images)
             scores = self._pair_scores(p, len(images))
         return [
-            _from_box(value, view_of(*image.shape[:2]), score) if way == "box" else _from_heat(value, image, score)
-            for value, image, score in zip(values, images, scores, strict=True)
+            _from_box(value, heat, image, score) if way == "box" else _from_heat(value, image, score)
+            for value, heat, image, score in zip(values, heats, images, scores, strict=True)
         ]
 
     def _pair_scores(self, p: Any, n: int) -> list[float]:
@@ -98,13 +99,14 @@ class Locates:
         raise NotImplementedError
 
 
-def _from_box(shares: np.ndarray, view: Box, score: float) -> Located:
-    """A box in shares of the model's square as pixels of the picture, its edges in order."""
-    width, height = view[2] - view[0], view[3] - view[1]
-    x0, x1 = sorted(float(np.clip(shares[i], 0, 1)) for i in (0, 2))
-    y0, y1 = sorted(float(np.clip(shares[i], 0, 1)) for i in (1, 3))
-    box = (view[0] + x0 * width, view[1] + y0 * height, view[0] + x1 * width, view[1] + y1 * height)
-    return Located(box, score, by="box")
+def _from_box(shares: np.ndarray, grid: np.ndarray | None, image: Image, score: float) -> Located:
+    """A box in shares of the model's square as pixels of the picture, its edges in order; with the model's heat, if it has one."""
+    rows, columns = image.shape[:2]
+    left, top, right, bottom = view_of(rows, columns)
+    x0, x1 = sorted(float(np.clip(shares[i], 0, 1)) * (right - left) + left for i in (0, 2))
+    y0, y1 = sorted(float(np.clip(shares[i], 0, 1)) * (bottom - top) + top for i in (1, 3))
+    heat = None if grid is None else placed(grid, rows, columns, (left, top, right, bottom))
+    return Located((x0, y0, x1, y1), score, heat, None, "box")
 
 
 def _from_heat(grid: np.ndarray, image: Image, score: float) -> Located:

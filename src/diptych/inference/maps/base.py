@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ from diptych.inference.maps.geometry import Box, placed, square, view_of
 from diptych.inference.maps.watching import Watched, scrambled
 
 CHUNK = 16  # pictures at a time
+ONE = threading.RLock()  # what records a model is put into it for a while: one map at a time
 
 # name: (what it is, source)
 METHODS = {
@@ -74,7 +76,8 @@ class Maps:
             raise DiptychError(f"{counted(len(texts), 'text')} for {counted(len(images), 'image')}; give one for each")
         found: list[np.ndarray] = []
         for start in range(0, len(images), CHUNK):
-            found += self._grids(images[start : start + CHUNK], texts[start : start + CHUNK], name)
+            with ONE:
+                found += self._grids(images[start : start + CHUNK], texts[start : start + CHUNK], name)
         return found
 
     def _grids(self, images: Sequence[Image], texts: Sequence[str], method: str) -> list[np.ndarray]:

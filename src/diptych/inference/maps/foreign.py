@@ -22,7 +22,7 @@ class DualMaps(Maps):
     def __init__(self, model: Any):
         self.dual, self.name = model, model.name
         self.tower = vision_of(model.model)
-        self.methods = ("gradient", "legrad", "grad-cam", "rollout") if attends(self.tower) else ("grad-cam",)
+        self.methods = ("gradient", "grad-cam", "legrad", "rollout") if attends(self.tower) else ("grad-cam",)
 
     @property
     def modules(self) -> Sequence[nn.Module]:
@@ -78,7 +78,7 @@ def _as_dict(size: Any) -> dict[str, Any]:
 class ConseMaps(Maps):
     """model: a ``Conse``. ``dense``: each place of the feature map as an image of its own, its cosine with the text."""
 
-    methods = ("dense", "grad-cam")
+    methods = ("grad-cam", "dense")
 
     def __init__(self, model: Any):
         self.conse, self.name = model, model.name

@@ -149,16 +149,17 @@ def methods_of(run: Any) -> tuple[str, ...]:
         found.append("words")
     if kind == "contextual":
         found.append("mixture")
-    space = {"image.token_embedding", "text.embedding"}
-    if pooling == "mean" and not tower.extra and {"embed_image", "embed_text"} <= run.capabilities and all(map(graph.gives, space)):
-        found.append("dense")
     layers = [m for name, part in parts.items() if name not in ("vision", "lm") for m in part.modules()]
     crossing = any(isinstance(m, Block) and m.cross is not None for m in layers)
     if crossing and patches and {"text.fused", "text.logits"} & scored and "lm" not in parts and kind != "pseudo_likelihood":
         found.append("cross")
     if "text.logits" in scored and sees_patches(run):
         found.append("answer")
+    space = {"image.token_embedding", "text.embedding"}
+    direct = pooling == "mean" and not tower.extra and {"embed_image", "embed_text"} <= run.capabilities
+    dense = ["dense"] if direct and all(map(graph.gives, space)) else []
     if attends(tower) and not getattr(tower, "prompts", ()):
         pooled = "image.embedding" in scored or tokenwise
-        return (*found, *(("gradient", "legrad", "grad-cam", "rollout") if pooled else ("legrad", "grad-cam")))
-    return (*found, "grad-cam")
+        # the order in which they did well on scenes (docs/measured.md): a patch by itself says little of a tower that mixes patches
+        return (*found, *(("gradient", "grad-cam", "legrad", "rollout") if pooled else ("grad-cam", "legrad")), *dense)
+    return (*found, "grad-cam", *dense)

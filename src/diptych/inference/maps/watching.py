@@ -6,6 +6,7 @@ Nothing that the tower computes changes by more than rounding: attention is comp
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ class Watched:
 
     own: attention of tokens to each other [B, H, L, L]; pools: of learned queries to tokens [B, H, n, L]; cross: of the tokens of
     another modality to those of the picture [B, H, T, L]. read, given: what the last block reads and gives, [B, L, D]; of a
-    convolutional tower ``given`` alone, [B, D, h, w].
+    convolutional tower ``given`` alone, [B, D, h, w]. thread: whose computation is recorded; others may use the model meanwhile.
     """
 
     own: list[Tensor] = field(default_factory=list)
@@ -31,6 +32,12 @@ class Watched:
     cross: list[Tensor] = field(default_factory=list)
     read: Tensor | None = None
     given: Tensor | None = None
+    thread: int = field(default_factory=threading.get_ident)
+
+    @property
+    def here(self) -> bool:
+        """Whether this is the thread that records."""
+        return threading.get_ident() == self.thread
 
 
 def attends(module: nn.Module) -> bool:
@@ -46,7 +53,7 @@ def watching(module: nn.Module) -> Iterator[Watched]:
         roles = {id(a): role for m in module.modules() if isinstance(m, Block) for a, role in _attentions_of(m)}
         for m in module.modules():
             if isinstance(m, Attention):
-                stack.enter_context(_replaced(m, "look", _Look(m, getattr(seen, roles.get(id(m), "pools")))))
+                stack.enter_context(_replaced(m, "look", _Look(m, seen, getattr(seen, roles.get(id(m), "pools")))))
             elif isinstance(m, nn.MultiheadAttention) and m.batch_first:
                 stack.enter_context(_replaced(m, "forward", _Pool(m, seen)))
             elif _is_theirs(m):
@@ -74,11 +81,13 @@ def _is_theirs(module: nn.Module) -> bool:
 class _Look:
     """In place of ``Attention.look``: the same with the matrix written out and recorded."""
 
-    def __init__(self, module: Attention, into: list[Tensor]):
-        self.module, self.into = module, into
+    def __init__(self, module: Attention, seen: Watched, into: list[Tensor]):
+        self.module, self.plain, self.seen, self.into = module, module.look, seen, into
 
     def __call__(self, x: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
         """[B, L, D]"""
+        if not self.seen.here:
+            return self.plain(x, k, v, bias)
         B, L, D = x.shape
         q = self.module.q(x).view(B, L, self.module.heads, -1).transpose(1, 2)
         logits = (q * (q.shape[-1] ** -0.5)) @ k.transpose(-2, -1)
@@ -96,7 +105,7 @@ class _Pool:
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> tuple[Tensor, Tensor | None]:
         """[B, n, D], and no matrix."""
-        if any(x is not None for x in options.values()) or self.module.in_proj_weight is None:
+        if not self.seen.here or any(x is not None for x in options.values()) or self.module.in_proj_weight is None:
             return self.plain(query, key, value, **options)
         weights, biases = self.module.in_proj_weight.chunk(3), self.module.in_proj_bias.chunk(3)
         heads = self.module.num_heads
@@ -128,7 +137,7 @@ def _record(seen: Watched) -> Any:
     def hook(_: nn.Module, __: Any, out: Any) -> None:
         """Keep the matrix that a layer of transformers returns second."""
         matrix = out[1] if isinstance(out, tuple) and len(out) > 1 else None
-        if isinstance(matrix, Tensor) and matrix.ndim == 4 and not any(matrix is known for known in seen.own):
+        if seen.here and isinstance(matrix, Tensor) and matrix.ndim == 4 and not any(matrix is known for known in seen.own):
             seen.own.append(matrix)
 
     return hook
@@ -137,6 +146,8 @@ def _record(seen: Watched) -> Any:
 def _note_read(seen: Watched) -> Any:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Keep what the block reads, as a part of the graph."""
+        if not seen.here:
+            return args, kwargs
         if args:
             seen.read = with_gradient(args[0])
             return (seen.read, *args[1:]), kwargs
@@ -149,6 +160,8 @@ def _note_read(seen: Watched) -> Any:
 def _note_given(seen: Watched) -> Any:
     def hook(_: nn.Module, __: Any, out: Any) -> Any:
         """Keep what the block gives, as a part of the graph."""
+        if not seen.here:
+            return out
         if isinstance(out, tuple):
             seen.given = with_gradient(out[0])
             return (seen.given, *out[1:])

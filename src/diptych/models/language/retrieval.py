@@ -41,8 +41,8 @@ class ProjectedStates(Part):
 
 
 class QueriesAndStates(Part):
-    """The language model's space: a text is its state at [EOS], which learns nothing; an image is the mean of the Q-Former's queries
-    through a linear map (after Choraria et al. 2023, arXiv:2311.07449).
+    """The language model's space: a text is its state at [EOS], which learns nothing; an image is the mean of the Q-Former's
+    queries through a linear map (after Choraria et al. 2023, arXiv:2311.07449).
     """
 
     can = frozenset({"embed_image", "embed_text"})

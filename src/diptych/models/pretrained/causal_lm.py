@@ -102,17 +102,22 @@ class CausalLM(nn.Module):
         own = torch.arange(L + K, device=x.device) >= L
         looks = (place[:, None] >= place) & (own[:, None] == own) | own[:, None] & ~own & (place < after)
         real = torch.cat([mask.bool(), mask.new_ones(len(mask), K, dtype=torch.bool)], 1)
-        itself = torch.eye(L + K, dtype=torch.bool, device=x.device)  # padding, too, must see something
-        looks = looks & real[:, None] | itself  # [B, L + K, L + K]
+        return self.hidden_where(x, looks & real[:, None], place)
+
+    def hidden_where(self, x: Tensor, looks: Tensor, place: Tensor) -> Tensor:
+        """Last hidden states [B, L, D] of vectors x [B, L, D] at the positions ``place`` [L]; each sees what ``looks`` [B, L, L]
+        says, and itself in any case, since padding must see something too.
+        """
+        looks = looks | torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
 
         def bias(looks: Tensor) -> Tensor:
-            """What is added to the attention's logits: 0 where ``looks`` is true, else the lowest number; [B, 1, L + K, L + K]."""
+            """What is added to the attention's logits: 0 where ``looks`` is true, else the lowest number; [B, 1, L, L]."""
             zero = torch.zeros(looks.shape, dtype=self.dtype, device=x.device)
             return zero.masked_fill_(~looks, torch.finfo(self.dtype).min)[:, None]
 
         given: Any = bias(looks)
         window = getattr(self.model.config, "sliding_window", None)
-        if window and window < L + K:
+        if window and window < x.shape[1]:
             given = {"full_attention": given, "sliding_attention": bias(looks & (place[:, None] - place < window))}
         out = self.model.base_model(
             inputs_embeds=x.to(self.dtype), attention_mask=given, position_ids=place.expand(len(x), -1), use_cache=False

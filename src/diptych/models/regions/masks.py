@@ -1,5 +1,5 @@
-"""Masks by mask tokens (UFO, Tang et al. 2025, arXiv:2503.01342): sixteen tokens after the text ask the patches which of their parts
-belong to it.
+"""Masks by mask tokens (UFO, Tang et al. 2025, arXiv:2503.01342): sixteen tokens after the text ask the patches which of their
+parts belong to it.
 
 Shapes: B pairs of an image and a text, N = grid² patches, T text tokens, D width, k = side² mask tokens.
 """
@@ -22,8 +22,8 @@ from diptych.models.part import Part
 
 
 class MaskTokens(Part):
-    """A transformer over patches, words and ``side``² mask tokens. The logit of a patch and a mask token is ⟨h_mask, h_patch⟩ / √D; the
-    k-th token stands for the k-th of side × side parts of every patch, so a mask is ``side`` times finer than the patches.
+    """A transformer over patches, words and ``side``² mask tokens. The logit of a patch and a mask token is ⟨h_mask, h_patch⟩ / √D;
+    the k-th token stands for the k-th of side × side parts of every patch, so a mask is ``side`` times finer than the patches.
     """
 
     def __init__(
@@ -60,7 +60,8 @@ class MaskTokens(Part):
         x = self.transformer(x, bias)
         logits = x[:, n + T :].float() @ x[:, :n].float().transpose(1, 2) * self.width**-0.5 + self.bias  # [B, k, N]
         parts = logits.view(-1, self.side, self.side, self.grid, self.grid).permute(0, 3, 1, 4, 2)  # row, part, column, part
-        return parts.reshape(len(x), self.side * self.grid, self.side * self.grid)
+        result: Tensor = parts.reshape(len(x), self.side * self.grid, self.side * self.grid)
+        return result
 
     @provides("text.heat", "text.mask_logits")
     def heat(self, logits: Tensor) -> Tensor:

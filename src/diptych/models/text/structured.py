@@ -1,4 +1,5 @@
-"""A text tower with the facts of its text (Structure-CLIP, Huang et al. 2024, arXiv:2305.06152, §3.3, the "knowledge-enhanced encoder").
+"""A text tower with the facts of its text (Structure-CLIP, Huang et al. 2024, arXiv:2305.06152, §3.3, the "knowledge-enhanced
+encoder").
 
 Shapes: B texts, K facts of a text, D width.
 """
@@ -29,8 +30,8 @@ def facts_of(caption: str) -> tuple[tuple[str, str, str], ...]:
 
 
 class StructuredText(TextTransformer):
-    """The pooled vector of a text plus λ times that of its facts. A fact (subject, relation, object) is the sum of three vectors, each
-    the mean of the word vectors of its words; a transformer over all facts of a text, and their mean, is the knowledge. A text
+    """The pooled vector of a text plus λ times that of its facts. A fact (subject, relation, object) is the sum of three vectors,
+    each the mean of the word vectors of its words; a transformer over all facts of a text, and their mean, is the knowledge. A text
     without facts stays as it is.
 
     knowledge_depth: layers of that transformer (6 in the paper). weight: λ (0.2 in the paper, 0.01 in the authors' code).

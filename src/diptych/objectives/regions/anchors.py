@@ -186,7 +186,8 @@ class AnchorConcepts(_Grounding):
         """The loss of a batch, a scalar; 0 if there are no regions."""
         anchors, proposed, text = (p[name] for name in self.couples)
         if not count_of(p):
-            return (anchors.sum() + text.sum()) * 0
+            nothing: Tensor = (anchors.sum() + text.sum()) * 0
+            return nothing
         regions = p["regions"]
         owner, here = owners(regions.owner, len(regions), anchors.device), self.here(p)
         meaning = meaning_of(regions.phrases)
@@ -202,7 +203,8 @@ class AnchorConcepts(_Grounding):
             if self.concepts:
                 loss = loss + self._absent(p, anchors[rows].float())
             loss = loss + self.weight * box_loss(proposed[rows], regions.boxes[mine], owner[mine] - rows.start, here[mine])
-        return loss / here.sum() * (p.size / (rows.stop - rows.start))
+        result: Tensor = loss / here.sum() * (p.size / (rows.stop - rows.start))
+        return result
 
     def _absent(self, p: Pass, anchors: Tensor) -> Tensor:
         """The loss of concepts that no phrase of an image names; anchors [R, N, E] of this process's own images."""

@@ -71,7 +71,8 @@ class RegionConcepts(Objective):
         """The loss of a batch, a scalar; 0 if there are no regions."""
         student, teacher = (p[name].float() for name in self.couples)
         if not count_of(p):
-            return student.sum() * 0
+            result: Tensor = student.sum() * 0
+            return result
         with torch.autocast(student.device.type, enabled=False):
             concepts = p[self.concepts].float().detach()
             contrast, divergence = concept_losses(

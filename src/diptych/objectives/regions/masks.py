@@ -42,7 +42,9 @@ class RegionMasks(Objective):
         """The mean loss of the regions of a batch, a scalar."""
         masks = p["regions"].masks
         if masks is None:
-            raise DiptychError("objective region_masks: the regions have no masks; set data.fields.regions: {kind: regions, masks: true}")
+            raise DiptychError(
+                "objective region_masks: the regions have no masks; set data.fields.regions: {kind: regions, masks: true}"
+            )
         logits = on_whole_images(p)["text.mask_logits"]
         target = F.adaptive_avg_pool2d(masks[:, None].float(), logits.shape[-1])[:, 0]
         cross = F.binary_cross_entropy_with_logits(logits, target, reduction="none").flatten(1).mean(1)

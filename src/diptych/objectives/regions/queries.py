@@ -29,7 +29,7 @@ def matched(proposed: Tensor, boxes: Tensor, owner: Tensor) -> tuple[Tensor, Ten
     out.
     """
     queries, regions = [], []
-    for image in owner.unique().tolist():
+    for image in sorted(set(owner.tolist())):
         own = (owner == image).nonzero()[:, 0]
         query, region = assigned(match_cost(proposed[image], boxes[own]))
         order = region.argsort()
@@ -57,7 +57,8 @@ class QueryRegions(Scaled):
         """The loss of a batch, a scalar; 0 if there are no regions."""
         image, proposed, text = (p[name].float() for name in self.couples)
         if not count_of(p):
-            return (image.sum() + text.sum()) * 0 * self.scale
+            result: Tensor = (image.sum() + text.sum()) * 0 * self.scale
+            return result
         regions = p["regions"]
         owner = owners(regions.owner, len(regions), image.device)
         query, region = matched(proposed, regions.boxes, owner)

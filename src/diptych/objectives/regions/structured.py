@@ -1,5 +1,5 @@
-"""Contrast that has to keep wrong versions of captions apart: CE-CLIP (Zhang et al. 2024, arXiv:2306.08832) and Structure-CLIP (Huang et
-al. 2024, arXiv:2305.06152).
+"""Contrast that has to keep wrong versions of captions apart: CE-CLIP (Zhang et al. 2024, arXiv:2306.08832) and Structure-CLIP
+(Huang et al. 2024, arXiv:2305.06152).
 
 Shapes: B samples, m wrong captions of all of them, E embedding, R the samples that this process answers for.
 """
@@ -35,9 +35,9 @@ def within_text(right: Tensor, wrong: Tensor, owner: Tensor) -> Tensor:
 
 
 class WrongCaptions(Scaled):
-    """CE-CLIP's loss: ``info_nce`` with the wrong captions of all samples as further columns, plus ``text`` times ``within_text``, plus
-    ``rank`` times a hinge: a wrong caption must be less similar to the image than the right one by a margin, which is what the mean
-    difference was in the step before, for each kind on its own, within 0 … 10.
+    """CE-CLIP's loss: ``info_nce`` with the wrong captions of all samples as further columns, plus ``text`` times ``within_text``,
+    plus ``rank`` times a hinge: a wrong caption must be less similar to the image than the right one by a margin, which is what the
+    mean difference was in the step before, for each kind on its own, within 0 … 10.
 
     Field ``wrong``. text: 0.2 in the paper; rank: 0.4. Captions that mean the same are not negatives.
     """
@@ -99,7 +99,8 @@ class WrongCaptions(Scaled):
 
 
 def hinge(image: Tensor, text: Tensor, margin: float, meaning: Tensor | None = None, rows: slice | None = None) -> Tensor:
-    """The mean of max(0, margin + s(wrong) − s(right)) over all other texts of each image and all other images of each text, half each.
+    """The mean of max(0, margin + s(wrong) − s(right)) over all other texts of each image and all other images of each text, half
+    each.
 
     image, text: [B, E] unit vectors; meaning: [B], rows that mean the same are no negatives. rows: only these are queries.
     """
@@ -114,8 +115,8 @@ def hinge(image: Tensor, text: Tensor, margin: float, meaning: Tensor | None = N
 
 
 class Hinge(Objective):
-    """Structure-CLIP's loss: ``hinge`` over the batch, plus ``wrong`` times max(0, wrong_margin − (s(image, caption) − s(image, wrong
-    caption))) of each caption that has a wrong version (field ``negatives``: words swapped).
+    """Structure-CLIP's loss: ``hinge`` over the batch, plus ``wrong`` times max(0, wrong_margin − (s(image, caption) − s(image,
+    wrong caption))) of each caption that has a wrong version (field ``negatives``: words swapped).
     """
 
     couples = ("image.embedding", "text.embedding", "negatives.embedding")

@@ -102,7 +102,8 @@ class RegionNegatives(Scaled):
         if torch.is_grad_enabled() and len(of):
             self._next = (right[of].mean() - hard.mean()).detach().clamp(*MARGINS)
             self.right = float((right[of] > hard).float().mean())
-        return loss * weight
+        result: Tensor = loss * weight
+        return result
 
     def after_step(self, total: Callable[..., list[float]]) -> None:
         """Limit the scale; the margin of the next step is the mean difference in this one, over all processes."""
@@ -144,6 +145,7 @@ class PhraseContrast(Objective):
         """The loss of a batch, a scalar; 0 if there are no regions."""
         text = p[self.couples[0]].float()
         if not count_of(p):
-            return text.sum() * 0
+            result: Tensor = text.sum() * 0
+            return result
         rows, weight = share_of(p)
         return nearest_phrases(text, self.most, self.same)[rows].mean() * weight

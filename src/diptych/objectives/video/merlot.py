@@ -194,6 +194,10 @@ class FrameOrder(Objective):
 
     def __init__(self, model: VLM):
         super().__init__(model)
+        if not model.graph.gives("segments.hidden"):
+            raise DiptychError(
+                "objective frame_order: reads words and frames as masked_speech has read them; name masked_speech before it"
+            )
         self.of_frames, self.of_texts = (self.head(model.part("fusion").width) for _ in range(2))
 
     @staticmethod

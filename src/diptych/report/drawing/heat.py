@@ -32,7 +32,7 @@ def overlay(image: np.ndarray, heat: np.ndarray, box: tuple[float, float, float,
     cover = (1 - LEAST) * np.sqrt(share)
     mixed = grey * (1 - cover) + colours(share[..., 0]) * cover
     times = max(1, -(-SMALLEST // min(image.shape[:2])))
-    drawn = mixed.round().astype(np.uint8).repeat(times, 0).repeat(times, 1)
+    drawn: np.ndarray = mixed.round().astype(np.uint8).repeat(times, 0).repeat(times, 1)
     if box is not None:
         frame(drawn, (box[0] * times, box[1] * times, box[2] * times, box[3] * times))
     return drawn

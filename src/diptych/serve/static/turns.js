@@ -1,6 +1,7 @@
 // The turns of a conversation on the page, and in the form in which the API and the data sources read them.
 import { $, copyButton, el, hear, icon } from "/static/dom.js";
 import { drawing, nodesOf, settled } from "/static/boxes.js";
+import { whereForm } from "/static/where.js";
 
 /** The content of messages as parts. */
 const partsOf = (content) => (typeof content === "string" ? [{ type: "text", text: content }] : content);
@@ -105,6 +106,6 @@ export class Turns {
 export function enlarge(picture) {
   const dialog = $("large");
   dialog.replaceChildren(el("div", { class: "head" }, el("h2", { id: "large-title", dir: "auto" }, picture.name), el("button", { type: "button", class: "round", "data-close": true }, icon("close"), hear("Close"))),
-    el("div", { class: "inner" }, picture.clip ? el("video", { src: picture.clip, controls: true, loop: true, "aria-label": picture.name }) : el("img", { src: picture.url, alt: picture.name })));
+    el("div", { class: "inner" }, picture.clip ? el("video", { src: picture.clip, controls: true, loop: true, "aria-label": picture.name }) : el("img", { src: picture.url, alt: picture.name }), picture.clip ? null : whereForm(picture)));
   dialog.showModal();
 }

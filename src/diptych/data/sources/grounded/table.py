@@ -17,7 +17,7 @@ from diptych.data.storage import files
 
 GRIT = ("ref_exps", "noun_chunks")  # lists of [start, end, left, top, right, bottom, score] of the caption (Kosmos-2's GRIT)
 KEYS = ("box", "bbox", "point", "segmentation", "negatives", *PHRASES)  # of a row that is one region
-ANSWERS = ("answer", "captions", "sentences", *PHRASES)  # columns of phrases in Parquet
+ANSWERS = ("answer", "captions", "sentences", *PHRASES, "caption")  # columns of phrases in Parquet
 
 
 class RegionTable(CellSource):
@@ -85,6 +85,12 @@ class RegionTable(CellSource):
         words = ("phrase", ANSWERS)
         for entry in parquet_entries(self.place, self.problems, self.image, self.phrase, words):
             row, phrases = entry.extra, list(entry.captions)
+            if any(isinstance(row.get(key), list) for key in GRIT):
+                given = of_caption(row, phrases[0] if phrases else None)
+                if found := self._all_of(entry.id, given, (None, None), Convention("xyxy", 1)):
+                    entry.fields = {"regions": found}
+                yield entry
+                continue
             key = self.box or next((k for k in ("box", "bbox") if row.get(k) is not None), "bbox")
             box = row.pop(key, None)
             entry.captions = []
