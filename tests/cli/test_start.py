@@ -14,7 +14,7 @@ import cli_fixture
 from cli_fixture import Cli
 from diptych.cli.start import checks, greet
 from diptych.cli.start.checks import Finding, findings
-from diptych.core.memory import available_memory
+from diptych.plan.memory import available_memory
 
 cli = cli_fixture.cli
 

@@ -15,7 +15,7 @@ from diptych.comparison.jobs import cores
 from diptych.config.budget import Budget
 from diptych.config.recipe import Recipe, Stage
 from diptych.core.errors import DiptychError
-from diptych.core.memory import available_memory
+from diptych.plan.memory import available_memory
 from diptych.plan.trials import Trial, loader_rate, run_trial
 
 SMALL = 16  # a batch up to this is tried as it is

@@ -15,7 +15,7 @@ from typing import Literal
 
 from diptych.core import extras
 from diptych.core.errors import DiptychError
-from diptych.core.memory import available_memory
+from diptych.plan.memory import available_memory
 
 GIB = 2**30
 LITTLE_MEMORY, LITTLE_ROOM = 4 * GIB, 5 * GIB  # below these a default run may not fit, a cache may fill the disk
