@@ -20,7 +20,7 @@ if __name__ == "__main__":  # processes that are started read this file again
 
     for name in given.recipes:
         run = dp.train(name, budget=given.budget, out=given.out / name)
-        summary = dp.evaluate(run.path, CLIPS, [f"temporal?n={given.n}&skills=direction,order,presence"])
+        summary = dp.evaluate(run.path, CLIPS, [f"temporal?n={given.n}&skills=direction&skills=order&skills=presence"])
         for r in summary.results:
             if "/" not in r.metric:
                 print(f"{name} {r.metric}: {r.value:.2f} [{r.low:.2f}-{r.high:.2f}], one frame {r.controls['one_frame']:.2f}")
