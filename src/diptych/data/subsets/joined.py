@@ -36,8 +36,9 @@ class Joined(Stills):
             video: Video = sample.fields["video"]
             frames += video.frames
             seconds += [now + s - video.seconds[0] for s in video.seconds]
-            events.append({"text": text, "start": now, "end": now + length_of(video.seconds)})
-            now = events[-1]["end"]
+            end = now + length_of(video.seconds)
+            events.append({"text": text, "start": now, "end": end})
+            now = end
         told = [self.joint.join(texts), self.joint.join(short)]
         return Sample(own.id, {"events": events}, video=Video(frames, seconds), text=captioned(told, [" > ".join(meanings)] * 2))
 
