@@ -86,4 +86,6 @@ def run(bench: Bench) -> None:
         bench.goal(f"{title}: all of it takes 1 / 1.9 of the FLOPs of {BASE}", f"1 / {saved:.2f}", saved >= 1.9)
         again = counted["patches hidden"] / counted["all of it"]
         bench.note(f"{title}: of the FLOPs with hidden patches, leaving out patches and frames saves a factor of {again:.2f}.")
-        bench.compare(title, steps, BASE, work=clips, unit="clips", rounds=5 if pixels < 100 else 3, clock="cpu", goals={"all of it": 1.9})
+        bench.compare(
+            title, steps, BASE, work=clips, unit="clips", rounds=5 if pixels < 100 else 3, clock="cpu", goals={"all of it": 1.9}
+        )

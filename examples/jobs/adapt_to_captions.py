@@ -1,8 +1,8 @@
-"""Adapt a model to captioned pictures, and measure what it forgot.
+"""Adapt a model to captioned pictures, and measure what it gained on unseen ones and what it forgot elsewhere.
 
-python examples/jobs/adapt_to_captions.py --data folder:my/photos
+python examples/jobs/adapt_to_captions.py --data folder:my/photos --unseen folder:my/later-photos
 
-Without --data some pictures of the built-in world are written into a folder and used.
+Without --data some pictures of the built-in world are written into folders and used.
 """
 
 import argparse
@@ -14,10 +14,10 @@ import diptych as dp
 from diptych.choose.captions import adapt_to_captions
 
 
-def pictures(folder: Path, n: int) -> str:
-    """Writes n captioned pictures, each with its text next to it; returns their address."""
+def pictures(folder: Path, part: str, n: int) -> str:
+    """Writes n captioned pictures of a part of the world, each with its text next to it; returns their address."""
     folder.mkdir(parents=True, exist_ok=True)
-    source = dp.open_source("scenes:small?size=96")
+    source = dp.open_source("scenes:small?size=96").split(part)
     for i in range(n):
         sample = source[i]
         Image.fromarray(sample.image).save(folder / f"{i:03d}.png")
@@ -27,19 +27,25 @@ def pictures(folder: Path, n: int) -> str:
 
 if __name__ == "__main__":  # processes that are started read this file again
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", default="", help="your captioned pictures")
+    parser.add_argument("--data", default="", help="your captioned pictures; the model learns from all of them")
+    parser.add_argument("--unseen", default="", help="others like them, to test on")
     parser.add_argument("--elsewhere", default="openmoji:all", help="other pictures, of which nothing should be forgotten")
     parser.add_argument("--model", default="conse")
     parser.add_argument("--n", type=int, default=100, help="pictures among which one is sought")
     parser.add_argument("--out", type=Path, default=Path("runs/jobs/adapted"))
     given = parser.parse_args()
-    data = given.data or pictures(given.out.with_name("photos"), 120)
+    data, tests = given.data, {"unseen": given.unseen, "elsewhere": given.elsewhere}
+    if not data:
+        data = pictures(given.out.with_name("photos"), "train", 200)
+        tests["unseen"] = pictures(given.out.with_name("unseen"), "test", given.n)
 
     before = dp.load(given.model)
     after = adapt_to_captions(given.model, before, "residual", data, given.out, overwrite=True)
-    for name, address in (("here", data), ("elsewhere", given.elsewhere)):
-        for which, model in (("before", before), ("after", after)):
-            folder = given.out / "evaluation" / f"{name}-{which}"
-            summary = dp.evaluate(model, address, [f"retrieval?n={given.n}"], folder, overwrite=True)
+    for name, address in tests.items():
+        source = dp.open_source(address) if address else None
+        for which, model in (("before", before), ("after", after)) if source else ():
+            summary = dp.evaluate(
+                model, source, [f"retrieval?n={given.n}"], given.out / "evaluation" / f"{name}-{which}", overwrite=True
+            )
             (recall,) = [r for r in summary.results if r.metric == "text-to-image/recall@1"]
             print(f"{name}, {which}: R@1 {recall.value:.3f} [{recall.low:.3f}-{recall.high:.3f}]")
