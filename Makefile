@@ -2,8 +2,11 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
+# The tests of one file stay in one process, so that what they set up is made once.
+PARALLEL = -n $(WORKERS) --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test test-all lint bench bench-peers bench-datajuicer results mutants setup clean
+.PHONY: demo docs wheel test test-all lint bench bench-peers bench-datajuicer results mutants setup clean
 .DEFAULT_GOAL := help
 
 help:
@@ -24,14 +27,14 @@ demo: $(VENV)/.ready ## train recipes of several paradigms under one budget, jud
 	$(BIN)/diptych demo
 
 test: $(VENV)/.ready lint ## lint, types and the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: $(VENV)/.ready lint ## the slow and the broad tests too
-	$(BIN)/python -m pytest -m ''
+	$(BIN)/python -m pytest $(PARALLEL) -m ''
 
 lint: $(VENV)/.ready
-	$(BIN)/ruff check src tests bench examples
-	$(BIN)/ruff format --check src tests bench examples
+	$(BIN)/ruff check src tests bench examples tools
+	$(BIN)/ruff format --check src tests bench examples tools
 	$(BIN)/mypy
 
 # What Diptych is measured against, in a directory that only benchmarks look into.
@@ -61,6 +64,13 @@ results: $(VENV)/.ready ## runs of recipes that are missing in the results, for 
 mutants: $(VENV)/.ready ## mutation testing for TIME (60m): are the tests able to fail? writes docs/mutants.md
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[mutants]'
 	$(BIN)/python -m bench.mutants $(AREAS) --time "$(TIME)"
+
+wheel: ## build the wheel, install it alone in a new environment, try it
+	$(PYTHON) tools/wheel.py
+
+docs: $(VENV)/.ready ## build the site of the docs into build/site, with every link checked
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 clean: ## remove the environment and the demo's runs
 	rm -rf $(VENV) bench/.peers bench/.datajuicer runs/demo

@@ -1,4 +1,4 @@
-"""``python -m bench [case …] [--quick]``"""
+"""``python -m bench [case …] [--quick] [--count N]``"""
 
 from __future__ import annotations
 
@@ -20,19 +20,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=f"Cases: {', '.join(names)}. None named: all.")
     parser.add_argument("cases", nargs="*", metavar="case")
     parser.add_argument("--quick", action="store_true", help="few rounds and small sizes, to see that it works; nothing is written")
+    parser.add_argument("--count", type=int, help="how many, for a case that can do with other numbers (index); nothing is written")
     arguments = parser.parse_args()
     for name in arguments.cases:
         if name not in names:
             parser.error(f"there is no case '{name}'{nearest(name, names)}")
-    failed = [name for name in arguments.cases or names if not one(name, arguments.quick, bool(arguments.cases))]
-    if not arguments.quick:
+    count = arguments.count
+    failed = [name for name in arguments.cases or names if not one(name, arguments.quick, bool(arguments.cases), count)]
+    if not arguments.quick and count is None:
         print(f"written: {PAGE}")
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def one(name: str, quick: bool, named: bool) -> bool:
+def one(name: str, quick: bool, named: bool, count: int | None = None) -> bool:
     """Run one case and write what it found; False if it failed. The other cases are still worth having."""
     began = time.monotonic()
     bench, where = Bench(name, quick), environment()
@@ -42,7 +44,14 @@ def one(name: str, quick: bool, named: bool) -> bool:
         if getattr(case, "SLOW", False) and not named:
             print("  slow: runs only if named")
             return True
-        case.run(bench)
+        if count is None or count == getattr(case, "COUNT", None):
+            count = None
+            case.run(bench)
+        elif "count" in inspect.signature(case.run).parameters:
+            case.run(bench, count)
+        else:
+            print(f"  the case {name} has no --count", file=sys.stderr)
+            return False
     except MissingPeer as missing:
         print(f"  {missing}", file=sys.stderr)
         return False
@@ -50,7 +59,7 @@ def one(name: str, quick: bool, named: bool) -> bool:
         traceback.print_exc()
         return False
     print(f"  {time.monotonic() - began:.0f} s", flush=True)
-    if not quick:
+    if not quick and count is None:
         save(bench, {"about": inspect.cleandoc(case.__doc__ or "")}, where, f"python -m bench {name}")
         write_page(case_names())
     return True

@@ -3,8 +3,8 @@
 one: scenes of one object each, twelve in a collection, and which of twelve concepts is there. two: scenes of one or two kinds of
 objects. photographs: pictures with captions of any data set (``--photographs``), and which of COCO's objects their captions mention.
 drawings: OpenMoji, and which of its names are there. Ways are compared on one half of the pictures, from which the default was
-chosen, and on the other half. ``--one RUN …`` and ``--two RUN …`` name runs; each is a scorer of its own, so that a second one over
-the hits of the first is one of the rows. What is computed is kept in runs/bench-cutoff; ``--write`` only writes the page.
+chosen, and on the other half. ``--one RUN …`` and ``--two RUN …`` name runs; each is a scorer of its own, so that the second model of
+``diptych search --rerank`` is one of the rows: in collections of up to 20 pictures it judges all of them. What is computed is kept in runs/bench-cutoff; ``--write`` only writes the page.
 """
 
 from __future__ import annotations
@@ -22,14 +22,27 @@ from bench.harness import environment
 from diptych.api import load
 from diptych.benchmarks.statistics import function_interval, mean_interval
 from diptych.benchmarks.texts.chair import coco_vocabulary, objects_in
-from diptych.core.capabilities import Model
+from diptych.core.capabilities import Model, sides_of
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_json, read_json_or, write_json, write_text
 from diptych.data.scenes.concepts import article
 from diptych.data.source import usable_samples
 from diptych.data.sources import open_source
-from diptych.index.cutoff.background import PICTURES, TEXTS, Background, captioned, embedded_texts, preference, unrelated_texts
+from diptych.index.cutoff.background import (
+    PICTURES,
+    TEXTS,
+    Background,
+    Captioned,
+    captioned,
+    embedded_texts,
+    preference,
+    unrelated_texts,
+)
 from diptych.index.cutoff.chance import Chance
+from diptych.index.cutoff.pairs import PICTURES as PAIRS
+from diptych.index.cutoff.pairs import TEXTS as FEW
+from diptych.index.cutoff.pairs import PairBackground, small
+from diptych.index.cutoff.words import content
 from diptych.training.run_files import RunFiles
 
 ROOT = Path(__file__).parent.parent
@@ -42,8 +55,8 @@ TITLES = {
     "drawings": "Drawings",
 }
 COLLECTIONS, RATE, RESAMPLES = 300, 0.05, 500
+DRAWINGS = "openmoji:noflags"
 ABSENT = 40  # names of drawings that are not there, asked of each collection
-FEW = 60  # background texts of a model that scores pairs alone
 BEGIN, END = "<!-- figures: python -m bench.cutoff -->", "<!-- end of figures -->"
 WAYS = {
     "cosine": "the cosine",
@@ -53,6 +66,7 @@ WAYS = {
     "csls": "CSLS, 20 neighbours on both sides",
     "alone": "preference over other texts",
     "mentions": "preference, with texts that mention the query",
+    "read": "as a search does: words that were learned are read, others by the row above",
 }
 
 
@@ -91,33 +105,39 @@ def matrices(
         # Photographs and drawings have no pictures from elsewhere: for the ways that need them, those of the other half.
         outside = [background.pictures] * 2 if len(background.pictures) else [x[half:], x[:half]]
         both = np.concatenate([q, background.texts])
+        near, plain = np.stack([background.near(v) for v in both]), x @ both.T
+        read = [background.readers.scores(x, t) if background.reads(t) else np.full(len(x), np.nan) for t in queries]
+        if background.bridge is not None:
+            x, both = background.bridge.images(x), background.bridge.texts(both)
         return {
+            "plain": plain,
             "scores": x @ both.T,
             "usual": np.stack([o @ both.T for o in (o[: min(map(len, outside))] for o in outside)]),
-            "near": np.stack([background.near(v) for v in both]),
+            "near": near,
             "words": np.array(list(background.words)),
             "absent": background.absent,
+            "read": np.stack(read, 1),
+            "read_absent": background.readers.absent,
         }
-    samples = [s for s in usable_samples(open_source(data), 2 * FEW) if s.captions]
-    words = list(dict.fromkeys(s.captions[0] for s in samples))[:FEW]
-    scores = model.score(images + [np.asarray(s.image) for s in samples[:FEW]], queries + words)
-    usual = scores[len(images) :]
+    compared = PairBackground.fit(model, Captioned.read(data, PAIRS, FEW, small))
+    words = list(compared.words)
+    scores = sides_of(model, images, queries + words)[1]
+    usual = np.concatenate([sides_of(model, compared.images, queries)[1], compared.usual], 1)
     near = np.zeros((len(queries) + len(words), len(words)), bool)
     near[len(queries) :] = np.eye(len(words), dtype=bool)
     return {
-        "scores": scores[: len(images)],
+        "scores": scores,
         "usual": np.stack([usual, usual]),
         "near": near,
         "words": np.array(words),
-        "absent": np.zeros((0, 1)),
+        "absent": compared.absent,
     }
 
 
 def ways(held: dict[str, Any], queries: list[str], side: int) -> dict[str, np.ndarray]:
     """{way: [N, K + M]}: the score of each query and of each background text for each picture. side: which pictures are compared with."""
-    from diptych.index.cutoff.background import content
-
     scores, usual = held["scores"].astype(np.float64), held["usual"][side].astype(np.float64)
+    plain = held.get("plain", scores).astype(np.float64)
     words, near, k = held["words"].tolist(), held["near"], len(queries)
     z = (scores - usual.mean(0)) / np.maximum(usual.std(0), 1e-6)
     texts, ztexts = scores[:, k:], z[:, k:]
@@ -128,14 +148,14 @@ def ways(held: dict[str, Any], queries: list[str], side: int) -> dict[str, np.nd
         mentions = np.array([bool(wanted) and wanted <= c for c in contents])
         others = ~near[j] & ~mentions
         rest, zrest = (texts[:, others], ztexts[:, others]) if others.sum() > 1 else (texts, ztexts)
-        out["cosine"].append(scores[:, j])
+        out["cosine"].append(plain[:, j])
         out["query"].append(z[:, j])
         out["picture"].append((scores[:, j] - rest.mean(1)) / np.maximum(rest.std(1), 1e-6))
         out["both"].append((z[:, j] - zrest.mean(1)) / np.maximum(zrest.std(1), 1e-6))
         out["csls"].append(2 * scores[:, j] - np.sort(usual[:, j])[-20:].mean() - np.sort(rest, 1)[:, -20:].mean(1))
         out["alone"].append(preference(z[:, j], ztexts, np.zeros_like(mentions), near[j] | mentions))
         out["mentions"].append(preference(z[:, j], ztexts, mentions, near[j]))
-    return {way: np.stack(columns, 1) for way, columns in out.items()}
+    return {way: np.stack(columns, 1) for way, columns in out.items() if columns}
 
 
 # --- how well ---
@@ -187,6 +207,16 @@ def figures(a: dict[str, np.ndarray]) -> dict[str, Any]:
     return {"auroc": over(area), "recall": over(recall), "alarms": share(~a["present"]), "found": share(a["present"])}
 
 
+def as_used(held: dict[str, Any], mentions: dict[str, np.ndarray], read: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
+    """What a search does: words that are read by their readers, others by preference. The score is 1 minus the chance (p), which is
+    comparable between both.
+    """
+    known = ~np.isnan(read["score"])
+    p = mentions["p"].copy()
+    p[known] = Chance(held["read_absent"]).of(read["score"][known], size)
+    return {**mentions, "p": p, "score": -p}
+
+
 def run(name: str, label: str, address: str, data: str, budget: str, most: int) -> dict[str, Any]:
     """All figures of one setting and one model."""
     images, queries, shown = questions(name, data, most)
@@ -196,15 +226,19 @@ def run(name: str, label: str, address: str, data: str, budget: str, most: int) 
         held: dict[str, Any] = dict(np.load(place, allow_pickle=False))
     else:
         model = load(address)
-        held = matrices(model, images, queries, background_of(name, model, address), training_data(address) or data)
+        against = background_of(name, model, address)
+        held = matrices(model, images, queries, against, training_data(address) or data)
         place.parent.mkdir(parents=True, exist_ok=True)
         np.savez(place, **held)
     half, rows, chance = len(images) // 2, {}, Chance(held["absent"])
     for part, pictures, side in (("chosen on", np.arange(half), 0), ("held out", np.arange(half, len(images)), 1)):
-        for way, scores in ways(held, queries, side).items():
-            result = asked(scores, shown, pictures, SIZES[name])
-            if way == "mentions" and chance.known:
-                result["p"] = chance.of(result["score"], SIZES[name])
+        found = ways(held, queries, side)
+        results = {way: asked(scores, shown, pictures, SIZES[name]) for way, scores in found.items()}
+        if chance.known:
+            results["mentions"]["p"] = chance.of(results["mentions"]["score"], SIZES[name])
+        if "read" in held and not np.isnan(held["read"]).all():
+            results["read"] = as_used(held, results["mentions"], asked(held["read"], shown, pictures, SIZES[name]), SIZES[name])
+        for way, result in results.items():
             rows[f"{part}/{way}"] = figures(result)
             print(f"  {part}: {way}: recall {rows[f'{part}/{way}']['recall'][0]:.3f}", file=sys.stderr, flush=True)
     return {"label": label, "budget": budget, "pictures": len(images), "texts": len(held["words"]), "rows": rows}
@@ -214,8 +248,12 @@ def background_of(name: str, model: Model, address: str) -> Background | None:
     """What the model is compared with; None for one that scores pairs alone."""
     if not {"embed_image", "embed_text"} <= model.capabilities:
         return None
+    if name in ("one", "two") and RunFiles(Path(address)).recipe().score != "similarity":
+        return None
     if name in ("one", "two"):
         return captioned(str(training_data(address)), model, PICTURES, TEXTS)
+    if name == "drawings":  # other drawings, with their annotations
+        return captioned(DRAWINGS + "?split=train", model, PICTURES, TEXTS)
     words = unrelated_texts()
     vectors = embedded_texts(model, words)
     return Background(words, vectors, np.zeros((0, vectors.shape[1]), np.float32))
@@ -242,8 +280,10 @@ def page(found: dict[str, Any]) -> list[str]:
             "| scorer | way | AUROC | recall at 5 % false alarms | with the calibrated threshold: false alarms | recall |", "|---|---|---:|---:|---:|---:|",
         ]  # fmt: skip
         for r in results:
-            for way, text in WAYS.items():
-                f = r["rows"][f"held out/{way}"]
+            pairs = r["texts"] <= FEW  # compared with fewer, and without vectors
+            for way, text in ({"cosine": "its score", "mentions": WAYS["mentions"]} if pairs else WAYS).items():
+                if (f := r["rows"].get(f"held out/{way}")) is None:
+                    continue
                 trained = f", {r['budget']}" if r["budget"] else ""
                 cells = [interval(f["auroc"]), interval(f["recall"]), interval(f["alarms"]), interval(f["found"])]
                 lines.append(f"| `{r['label']}`{trained} | {text} | " + " | ".join(cells) + " |")
@@ -282,9 +322,9 @@ def main() -> int:
         for address in getattr(given, name):
             recipe = RunFiles(Path(address)).recipe()
             data = recipe.data.train
-            jobs.append((name, recipe.name, address, f"{data}{'&' if '?' in data else '?'}split=validation", str(recipe.budget)))
+            jobs.append((name, Path(address).name, address, f"{data}{'&' if '?' in data else '?'}split=test", str(recipe.budget)))
     jobs.append(("photographs", given.model, given.model, given.photographs or "scenes:small?natural=0.9&split=test", ""))
-    jobs.append(("drawings", given.model, given.model, "openmoji:noflags", ""))
+    jobs.append(("drawings", given.model, given.model, DRAWINGS + "?split=test", ""))
     for name, label, address, data, budget in [] if given.write else jobs:
         key = f"{name}/{label}" + ("" if name != "photographs" or given.photographs else "/stand-in")
         if name in given.only and key not in found["results"]:

@@ -28,7 +28,7 @@ TASKS_OF_LARGE = ("retrieval?n=50", "controlled?n=50", "captions?n=25")  # a pac
 COMMON = "4T flops"
 # Clips of as many frames as a model reads: of longer ones, a clip and its reverse would show it other frames.
 CLIPS = "scenes:clips?actions=all&size=32&concepts=12&colours=4&clip_frames=8"
-TASKS_OF_CLIPS = ("video-retrieval?n=500", "temporal?n=100", "actions?n=400")
+TASKS_OF_CLIPS = ("video-retrieval?n=100", "temporal?n=100", "actions?n=400")
 COMMON_OF_CLIPS = "16T flops"
 LADDER = ("1T flops", "2T flops", "4T flops", "8T flops", "16T flops", "32T flops")
 SEEDS, SEEDS_OF_LARGE = 3, 1

@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 
 from diptych.config.recipe import load_recipe
+from diptych.core.registry import option_names, resolve
 from diptych.data.fields import UNPAIRED
 from diptych.data.loader import loader_for
 from diptych.data.sources import open_source
-from diptych.data.text import Tokenizer
-from diptych.models.vlm import build_model
+from diptych.data.text import Tokenizer, tokenizer_class
+from diptych.models.vlm import KINDS, build_model
 from diptych.objectives import build_objectives, fields_needed
 from diptych.training.distributed import Cluster
 from diptych.training.flops import FlopMeter
@@ -27,7 +28,8 @@ TINY = [*(f"parts.{part}.{key}" for part in ("vision", "text") for key in ("dept
 def tiny(name: str) -> list[str]:
     """``TINY``, as far as the recipe has these parts and they learn."""
     parts = {n: part for n, part in load_recipe(name).parts.items() if not part.frozen}
-    return [o for o in TINY if not o.startswith("parts.") or o.split(".")[1] in parts]
+    known = {n: option_names(resolve(part.kind, KINDS[n], n)) for n, part in parts.items() if n in ("vision", "text")}
+    return [o for o in TINY if not o.startswith("parts.") or o.split(".")[2].partition("=")[0] in known.get(o.split(".")[1], ())]
 
 
 class Little:
@@ -35,11 +37,17 @@ class Little:
 
     def __init__(self, name: str, *overrides: str, batch_size: int = 12, stage: str = ""):
         self.recipe = load_recipe(name, [*tiny(name), *overrides])
-        source = open_source("scenes:small").split("train")
+        data = self.recipe.data.train
+        of_clips = data.startswith(("scenes:clips", "stills:", "joined:"))
+        source = open_source(data.replace("size=32", "size=48") if of_clips else "scenes:small").split("train")
         torch.manual_seed(0)
-        own = Tokenizer.train(corpus_of(source, 200), 400, 32)
+        made = tokenizer_class(self.recipe.data.tokenizer.kind) or Tokenizer
+        own = made.train(corpus_of(source, 200), 400, self.recipe.data.tokenizer.max_length)
         self.model = build_model(self.recipe, own, 48).train()
         self.tokenizer = self.model.tokenizer  # a language model brings another
+        for part in self.model.parts.values():
+            if hasattr(part, "codebook") and hasattr(part.codebook, "collect"):  # as an earlier stage fills it
+                part.codebook.collect(torch.randn(part.codebook.samples, part.width))
         add_teachers(self.recipe, self.model)
         self.objectives = build_objectives(self.recipe, self.model).train()
         chosen = next(s for s in self.recipe.stages if stage in ("", s.name))
@@ -50,7 +58,8 @@ class Little:
         self.objectives = torch.nn.ModuleDict({n: self.objectives[n] for n in self.weights})
         self.meter = FlopMeter()
         fields = fields_needed(self.objectives.values(), self.model)  # type: ignore[arg-type]
-        self.loader = loader_for(source, self.tokenizer, 48, batch_size, 0, fields=tuple(f for f in fields if f not in UNPAIRED))
+        read = tuple(f for f in fields if f not in UNPAIRED)
+        self.loader = loader_for(source, self.tokenizer, 48, batch_size, 0, fields=read, own=self.recipe.data.fields)
 
     def compile(self, backend: str = "inductor") -> None:
         """As ``compile: true`` does, which takes torch's usual backend."""
@@ -84,3 +93,5 @@ if __name__ == "__main__":  # a process of a cluster: train recipes into directo
     torch.distributed.init_process_group("gloo")
     for name, out, overrides, *resume in json.loads(sys.argv[1]):
         train(load_recipe(name, [*tiny(name), *overrides]), Path(out), resume=bool(resume))
+    torch.distributed.barrier()  # no process ends while another still writes or waits
+    torch.distributed.destroy_process_group()

@@ -30,7 +30,7 @@ def opened(kind: str, folder: Path, width: int = WIDTH, **more: Any) -> Store:
     """A store of a kind; where it searches by an approximation, it also does so for few vectors and with filters."""
     store = open_store(kind, folder, width, OPTIONS[kind] | more)
     if kind in APPROXIMATE:
-        store.few = 8  # type: ignore[attr-defined]
+        store.few, store.worth = 8, 0.0  # type: ignore[attr-defined]
     return store
 
 

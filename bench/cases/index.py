@@ -1,7 +1,8 @@
 """Search among a million vectors of 512 numbers that look like embeddings of scenes: real vectors of 8,192 scenes by a small `clip`, a mixture of 64 Gaussians fitted to them, and a million samples of it
 (`bench/embeddings.py`; not noise). Each store is built as an index builds it, in parts of 50,000 that are saved. Queries are not in the collection: 50 more samples (*pictures*), and 50 real captions of scenes (*texts*), which lie
-elsewhere than pictures. Filters let a hundredth through: a random one, and the hundredth nearest to one direction (*similar*), as a folder or a label would. One query at a time, the stores in turns; recall@10 against comparing all
-vectors. The peer is faiss's own Flat index, in memory. `python -m bench.cases.index --count 10000000 --stores ivfpq` is the same for ten million (20 GB of disk)."""
+elsewhere than pictures. Filters let a hundredth or a half through: a random one, and the one nearest to one direction (*similar*), as a folder or a label would; then a half of the queries has nothing near that counts. One query at a
+time, the stores in turns; recall@10 against comparing all vectors. The peer is faiss's own Flat index, in memory. Real vectors are kept in runs/bench-index. `python -m bench index --count 10000000` is the same for ten million, by IVF-PQ
+alone and without the halves (20 GB of disk)."""
 
 from __future__ import annotations
 
@@ -18,11 +19,15 @@ from bench.embeddings import WIDTH, Mixture, neighbourhood, real_vectors
 from bench.harness import Bench, cpu_seconds, megabytes
 from diptych.index.filters import Where
 from diptych.index.stores import open_store
-from diptych.index.stores.base import Found, Store
+from diptych.index.stores.base import Found, Store, settle
 from diptych.index.stores.ranking import best, nearest_rows
 from diptych.index.stores.recall import recall_of
 
 SLOW = True  # a quarter of an hour, and 10 GB of disk
+COUNT = 1_000_000
+OTHERS = 100  # texts for which the effort of a search is chosen
+LARGE = 2_000_000  # more do not fit in the memory of the peer, and are drawn anew each time
+CACHE = Path("runs") / "bench-index"
 PART = 50_000
 K, GOAL_MS, GOAL_RECALL = 10, 50, 0.99
 Search = Callable[[np.ndarray, np.ndarray | None], Found]  # (one query [1, E], ids that are allowed)
@@ -59,7 +64,7 @@ class Truth:
 
     def add(self, ids: np.ndarray, vectors: np.ndarray) -> None:
         for name, allowed in self.filters.items():
-            rows = np.arange(len(ids)) if name == "" else np.flatnonzero(np.isin(ids, allowed))
+            rows = np.arange(len(ids)) if name == "none" else np.flatnonzero(np.isin(ids, allowed))
             for q, scores in enumerate(self.queries @ vectors[rows].T):
                 top = rows[nearest_rows(scores, K)]
                 held, kept = self.near[name][q]
@@ -71,14 +76,16 @@ class Truth:
         return best(self.queries, self.near[name], K)
 
 
-def run(bench: Bench) -> None:
-    count = 20_000 if bench.quick else 1_000_000
-    measured(bench, count, ("exact", "hnsw", "ivfpq"), scenes=1024 if bench.quick else 8192, samples=640 if bench.quick else 12_800)
+def run(bench: Bench, count: int | None = None) -> None:
+    count = count or (20_000 if bench.quick else COUNT)
+    kinds = ("exact", "hnsw", "ivfpq") if count <= LARGE else ("ivfpq",)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    measured(bench, count, kinds, scenes=1024 if bench.quick else 8192, samples=640 if bench.quick else 12_800)
 
 
 def measured(bench: Bench, count: int, kinds: tuple[str, ...], scenes: int, samples: int, place: str | None = None) -> None:
     """The whole case. place: where the stores are built; None: a temporary folder."""
-    images, texts = real_vectors(scenes, samples, Path(place) / f"real-{scenes}-{samples}.npz" if place else None)
+    images, texts = real_vectors(scenes, samples, (Path(place) if place else CACHE) / f"real-{scenes}-{samples}.npz")
     mixture = Mixture.fit(images, 64 if scenes > 2000 else 16)
     half = len(images) // 2
     drawn = mixture.sample(len(images), np.random.default_rng(99))
@@ -91,8 +98,8 @@ def measured(bench: Bench, count: int, kinds: tuple[str, ...], scenes: int, samp
     queries = np.concatenate([mixture.sample(number, np.random.default_rng(98)), texts[:number]])
     folder = Path(tempfile.mkdtemp(dir=place))
     try:
-        parts = _Parts(mixture, count, folder / "vectors.npy" if count <= 2_000_000 else None)
-        _compared(bench, kinds, folder, parts, queries, np.arange(len(queries)) >= number)
+        parts = _Parts(mixture, count, folder / "vectors.npy" if count <= LARGE else None)
+        _compared(bench, kinds, folder, parts, queries, np.arange(len(queries)) >= number, texts[number : number + OTHERS])
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -116,10 +123,19 @@ class _Parts:
                 yield start, self.mixture.sample(min(PART, self.count - start), np.random.default_rng([1, i]))
 
 
-def _compared(bench: Bench, kinds: tuple[str, ...], folder: Path, parts: _Parts, queries: np.ndarray, of_texts: np.ndarray) -> None:
+def _compared(
+    bench: Bench,
+    kinds: tuple[str, ...],
+    folder: Path,
+    parts: _Parts,
+    queries: np.ndarray,
+    of_texts: np.ndarray,
+    others: np.ndarray,
+) -> None:
+    """others: further texts, for which the effort of a search is chosen, as an index does."""
     count = parts.count
     filters = _filters(parts)
-    truth, flat = Truth(queries, filters), Flat() if count <= 2_000_000 else None
+    truth, flat = Truth(queries, filters), Flat() if count <= LARGE else None
     began = time.perf_counter()
     for start, vectors in parts:
         truth.add(np.arange(start, start + len(vectors)), vectors)
@@ -128,27 +144,32 @@ def _compared(bench: Bench, kinds: tuple[str, ...], folder: Path, parts: _Parts,
     print(f"  {count:,} vectors and their true neighbours: {time.perf_counter() - began:.0f} s", flush=True)
     rows, searches = [], {}
     for kind in kinds:
-        store, spent = _built(kind, folder / kind, parts)
+        store, spent = _built(kind, folder / kind, parts, others)
         searches[kind] = _of_store(store)
         rows.append([kind, *spent])
         print(f"  built: {' | '.join(rows[-1])}", flush=True)
     title = f"Building, {count:,} vectors, from nothing to a measured effort of search"
-    bench.table(["store", "built in", "CPU time", "on disk", "effort"], rows, title)
+    bench.table(["store", "built in", "CPU time", "on disk", "effort; margin and depth under filters"], rows, title)
     if flat is not None:
         searches["faiss Flat"] = flat.search
     _search(bench, searches, queries, of_texts, filters, truth, kinds)
 
 
 def _filters(parts: _Parts) -> dict[str, np.ndarray]:
-    """ "": no filter; "random" and "similar": ids of a hundredth."""
-    count, few = parts.count, max(1, parts.count // 100)
+    """Ids that each filter lets through, by its label; none for the first, which is no filter."""
+    count = parts.count
     direction = parts.mixture.means[int(np.argmax(parts.mixture.weights))]
     scores = np.concatenate([vectors @ direction for _, vectors in parts])
-    random = np.sort(np.random.default_rng(97).choice(count, few, replace=False))
-    return {"": np.zeros(0, np.int64), "random": random, "similar": np.sort(np.argpartition(-scores, few)[:few])}
+    filters = {"none": np.zeros(0, np.int64)}
+    for label, number in {"1 %": max(1, count // 100), "half": count // 2}.items():
+        if label == "half" and count > LARGE:
+            continue
+        filters[f"{label}, random"] = np.sort(np.random.default_rng(97).choice(count, number, replace=False))
+        filters[f"{label}, similar"] = np.sort(np.argpartition(-scores, number)[:number])
+    return filters
 
 
-def _built(kind: str, folder: Path, parts: _Parts) -> tuple[Store, list[str]]:
+def _built(kind: str, folder: Path, parts: _Parts, others: np.ndarray) -> tuple[Store, list[str]]:
     store = open_store(kind, folder, WIDTH)
     wall = cpu = 0.0
     for start, vectors in parts:  # drawing the vectors is not counted
@@ -157,11 +178,24 @@ def _built(kind: str, folder: Path, parts: _Parts) -> tuple[Store, list[str]]:
         store.save()
         wall, cpu = wall + time.perf_counter() - began, cpu + cpu_seconds() - before
     began, before = time.perf_counter(), cpu_seconds()
-    if hasattr(store, "settle"):
-        store.settle()
+    settle(store, others, _shown(kind, began))
     wall, cpu = wall + time.perf_counter() - began, cpu + cpu_seconds() - before
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return store, [f"{wall:.0f} s", f"{cpu:.0f} s", megabytes(size), str(getattr(store, "_effort", ""))]
+    looks = "all" if kind == "exact" else f"{getattr(store, '_effort', None)}, {tuple(getattr(store, '_pick', None) or ())}"
+    return store, [f"{wall:.0f} s", f"{cpu:.0f} s", megabytes(size), looks]
+
+
+def _shown(kind: str, began: float) -> Callable[[int, int], None]:
+    """Prints the progress of a store at each tenth."""
+    last = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        if 10 * done // total > last:
+            last = 10 * done // total
+            print(f"  {kind}: {done:,} of {total:,} vectors, {time.perf_counter() - began:.0f} s", flush=True)
+
+    return progress
 
 
 def _of_store(store: Store) -> Search:
@@ -187,7 +221,7 @@ def _search(
         for i, query in enumerate([queries[0], *queries]):  # the first one warms up
             for kind in list(searches) if i % 2 else reversed(searches):
                 began = time.perf_counter()
-                result = searches[kind](query[None], allowed if name else None)
+                result = searches[kind](query[None], None if name == "none" else allowed)
                 if i:
                     times[kind].append(1000 * (time.perf_counter() - began))
                     found[kind].append(result)
@@ -196,14 +230,14 @@ def _search(
             exact = truth.of(name)
             recalls = [recall_of(_rows(joined, mask), _rows(exact, mask)) for mask in (~of_texts, of_texts)]
             median, p95 = float(np.median(times[kind])), float(np.quantile(times[kind], 0.95))
-            label = {"": "none", "random": "1 %, random", "similar": "1 %, similar"}[name]
-            rows.append([kind, label, *(f"{r:.4f}" for r in recalls), f"{median:.1f} ms", f"{p95:.1f} ms"])
+            rows.append([kind, name, *(f"{r:.4f}" for r in recalls), f"{median:.1f} ms", f"{p95:.1f} ms"])
             print(f"  {' | '.join(rows[-1])}", flush=True)
-            bench.numbers[f"{kind}, {label}"] = {"recall": recalls, "median_ms": median, "p95_ms": p95}
+            bench.numbers[f"{kind}, {name}"] = {"recall": recalls, "median_ms": median, "p95_ms": p95}
             if kind in kinds and kind != "exact":
-                met = min(recalls) >= GOAL_RECALL and median < GOAL_MS
-                measured = f"{min(recalls):.4f}, {median:.1f} ms"
-                bench.goal(f"{kind}, filter {label}: recall@10 ≥ {GOAL_RECALL} in under {GOAL_MS} ms a query", measured, met)
+                wide = name.startswith("half")  # where a query's surroundings are excluded, search is exact
+                met = min(recalls) >= GOAL_RECALL and (wide or median < GOAL_MS)
+                measured, under = f"{min(recalls):.4f}, {median:.1f} ms", "" if wide else f" in under {GOAL_MS} ms a query"
+                bench.goal(f"{kind}, filter {name}: recall@10 ≥ {GOAL_RECALL}{under}", measured, met)
     columns = ["store", "filter", "recall@10, pictures", "recall@10, texts", "median", "p95"]
     bench.table(columns, rows, "One query at a time")
 
@@ -216,7 +250,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.cases.index", description="The case with other sizes; nothing is written."
     )
-    parser.add_argument("--count", type=int, default=1_000_000)
+    parser.add_argument("--count", type=int, default=COUNT)
     parser.add_argument("--stores", default="exact,hnsw,ivfpq")
     parser.add_argument("--scenes", type=int, default=8192)
     parser.add_argument("--samples", type=int, default=12_800)

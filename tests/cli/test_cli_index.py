@@ -126,3 +126,23 @@ def test_conditions_of_the_command_line() -> None:
     assert filters_of(["price=10.."], columns) == {"columns": {"price": {"min": 10}}}
     with pytest.raises(DiptychError, match="did you mean 'price'"):
         filters_of(["prize=3"], columns)
+
+
+def test_a_second_model_judges_the_first_hits(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
+    rows = []
+    for i in range(120):
+        colour = ("red", "green", "blue", "yellow")[i % 4]
+        pixels = np.clip(np.array(COLOURS[colour]) + np.random.default_rng(i).integers(-40, 41, (24, 32, 3)), 0, 255)
+        rows.append({"image": put(tmp_path / f"elsewhere/{i}.png", pixels.astype(np.uint8)).name, "caption": f"a {colour} one"})
+    (tmp_path / "elsewhere/rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for i, colour in enumerate(("red", "blue", "red", "blue")):
+        pixels = np.clip(np.array(COLOURS[colour]) + np.random.default_rng(200 + i).integers(-40, 41, (24, 32, 3)), 0, 255)
+        put(tmp_path / f"photos/{colour}-{i}.png", pixels.astype(np.uint8))
+    done = cli("index", "folder:photos", "--model", MODEL, "--out", "i", "--background", "jsonl:elsewhere/rows.jsonl")
+    assert done.code == 0
+    found = json.loads(cli("search", "i", "red", "--rerank", MODEL, "--json", "--all").out)
+    assert found["reranked"] and not found["nothing"] and found["hits"][0]["name"].startswith("red")
+    absent = cli("search", "i", "green", "--rerank", MODEL)
+    assert absent.code == 0 and absent.out.startswith("nothing here looks like that")
+    assert not json.loads(cli("search", "i", "red", "--json", "--all").out)["reranked"]

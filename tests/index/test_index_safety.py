@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +173,15 @@ def test_one_process_writes_at_a_time(tmp_path: Path) -> None:
     put(photos / "new.png", 50)
 
     def slow(pipe: int) -> None:
-        held = Index.open(tmp_path / "i")
-        held.update(Pixels(delay=30), lambda d, t: os.write(pipe, b"."))
+        class Slow(Pixels):
+            """Says when it begins to embed, and takes long."""
+
+            def embed_image(self, images: Sequence[np.ndarray]) -> np.ndarray:
+                os.write(pipe, b".")
+                time.sleep(60)
+                return super().embed_image(images)
+
+        Index.open(tmp_path / "i").update(Slow())
 
     child, pipe = forked(slow)
     os.read(pipe, 1)

@@ -438,10 +438,10 @@ def test_values_that_look_alike_are_not_mixed_up(tmp_path: Path) -> None:
 
 
 def test_a_search_begins_again_when_the_index_changed_under_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from diptych.index import search as module
+    from diptych.index import index as module
 
     with made(tmp_path / "i.index", fill(tmp_path / "pictures", 4)) as index:
-        real, calls, generations = module._search, [], iter([1, 2, 2, 2])
+        real, calls, generations = module.search, [], iter([1, 2, 2, 2])
 
         def disturbed(*given: object) -> object:
             calls.append(1)
@@ -449,7 +449,7 @@ def test_a_search_begins_again_when_the_index_changed_under_it(tmp_path: Path, m
                 raise DiptychError("there is no vector of the id 3")
             return real(*given)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(module, "_search", disturbed)
+        monkeypatch.setattr(module, "search", disturbed)
         monkeypatch.setattr(type(index.catalog), "generation", lambda self: next(generations, 2))
         assert index.search(Query(texts=("red",)), Pixels(), cutoff=False).hits and len(calls) == 2
         monkeypatch.setattr(type(index.catalog), "generation", lambda self: 2)

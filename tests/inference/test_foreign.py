@@ -89,7 +89,7 @@ def test_flava_embeds_what_its_contrastive_loss_sees(tmp_path: Path) -> None:
         out = model(**inputs, pixel_values=pixels, input_ids_masked=inputs["input_ids"], return_loss=False)
     scale = model.flava.logit_scale.exp().item()
     ours = load(f"hf:{path}?batch=2")
-    assert ours.capabilities == {"embed_image", "embed_text", "score"}
+    assert ours.capabilities == {"embed_image", "embed_text", "score", "locate"}
     np.testing.assert_allclose(ours.score(images(), TEXTS), out.contrastive_logits_per_image.numpy() / scale, atol=1e-5)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from diptych.core.batch import Images, Tokens, Videos
+from diptych.core.errors import DiptychError
 from diptych.models.build import SIZES, Build
 from diptych.models.connectors import CONNECTOR
 from diptych.models.connectors.clips import read_frames
@@ -56,6 +57,22 @@ def test_frame_after_frame():
     for b in range(3):
         for t in range(T):
             torch.testing.assert_close(found[b, t * SIDE**2 : (t + 1) * SIDE**2], made.layers(x[b, t]))
+
+
+def test_patches_are_averaged_before_the_mlp():
+    video, frames = clips()
+    made = connector("pooled_frames", norm=False)
+    found = made.clip_prefix(video, frames)
+    x, _ = shown(frames)
+    assert found.shape == (3, T * SIDE**2 // 4, L) and made.tokens == T * SIDE**2 // 4
+    for t in range(T):
+        for row in range(SIDE // 2):
+            for column in range(SIDE // 2):
+                at = [(2 * row + i) * SIDE + 2 * column + j for i in (0, 1) for j in (0, 1)]
+                mean = sum(x[1, t, k] for k in at) / 4
+                torch.testing.assert_close(found[1, t * SIDE**2 // 4 + row * SIDE // 2 + column], made.layers(mean))
+    with pytest.raises(DiptychError, match="does not divide by 3"):
+        connector("pooled_frames", stride=3)
 
 
 def test_four_neighbours_become_one_token():
@@ -121,7 +138,7 @@ def test_a_q_former_over_frames_and_one_over_the_clip():
         torch.testing.assert_close(found[b], made.layer(own))
 
 
-@pytest.mark.parametrize("kind", ["each_frame", "adaptive_pool", "frames_and_mean", "video_q_former"])
+@pytest.mark.parametrize("kind", ["each_frame", "adaptive_pool", "pooled_frames", "frames_and_mean", "video_q_former"])
 def test_the_order_of_frames_counts_and_gradients_flow(kind):
     video, frames = clips([4, 4])
     made = connector(kind)

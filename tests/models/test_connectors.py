@@ -48,9 +48,9 @@ def build(tokens: int = 16, extra: int = 1) -> Build:
     return Build(SIZES["tiny"], 32, None, parts={"vision": vision, "lm": lm}, where="parts.connector")  # type: ignore[dict-item]
 
 
-ELSEWHERE = {  # tested elsewhere: those of other parts, which read more than tokens; those of several towers and of clips
-    "queries", "instructed", "bridge", "per_tower", "pooled", "each_frame", "adaptive_pool", "frames_and_mean", "video_q_former",
-}  # fmt: skip
+# Tested elsewhere: those of other parts, which read more than tokens; those of several towers and of clips.
+ELSEWHERE = {"queries", "instructed", "bridge", "per_tower", "pooled"}
+ELSEWHERE |= {"each_frame", "adaptive_pool", "pooled_frames", "frames_and_mean", "video_q_former"}
 
 
 @pytest.mark.parametrize("kind", [kind for kind in CONNECTOR if kind not in ELSEWHERE])

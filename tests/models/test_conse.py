@@ -224,7 +224,7 @@ def test_it_opens_by_its_name_with_options(cached: Path) -> None:
     model = dp.load("conse", "cpu")
     other = dp.load("conse?classes=10&temperature=2.5&resolution=64", "cpu")
     assert model.name == "conse" and other.name == "conse?classes=10&temperature=2.5&resolution=64"
-    assert model.capabilities == {"embed_image", "embed_text", "score"}
+    assert model.capabilities == {"embed_image", "embed_text", "score", "locate"}
     assert model.key != other.key and model.key == dp.load("conse?classes=50", "cpu").key  # type: ignore[attr-defined]
     vectors = model.embed_image(pictures())
     assert vectors.dtype == np.float32 and vectors.shape == (2, 384)

@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from diptych.config.recipe import load_recipe
 from diptych.core.batch import Texts, Tokens
+from diptych.core.files import read_jsonl
 from diptych.data.sources import open_source
 from diptych.objectives.video.grained import MultiGrained, attended
 from diptych.objectives.video.order import TimeOrder, time_order_loss
+from diptych.training.loop import train
+from engine_fixture import tiny
+from launch_fixture import launch
 
 M, K, F, T, E = 3, 4, 5, 6, 7
 FRAMES, WORDS = [5, 2, 3], [6, 3, 4, 2]
@@ -96,6 +101,17 @@ def reference(p, made):
 def test_four_grains_against_loops():
     p, made = given(), objective()
     np.testing.assert_allclose(made.all_scores(p).detach().numpy(), reference(p, made), rtol=1e-9, atol=1e-9)
+
+
+def test_weights_of_frames_against_loops():
+    p, made = given(), MultiGrained(Sizes, temperature_of_attention=TAU).double()
+    found = made.frame_weights(p).detach().numpy()
+    frames, sentences = p["video.frame_embedding"], p["text.embedding"]
+    for m in range(M):
+        for k in range(K):
+            raw = [math.exp(float(frames.tokens[m, f] @ sentences[k]) / TAU) for f in range(FRAMES[m])]
+            expected = [x / sum(raw) for x in raw] + [0.0] * (F - FRAMES[m])
+            np.testing.assert_allclose(found[m, k], expected, atol=1e-12)
 
 
 def test_padding_takes_no_part():
@@ -215,6 +231,13 @@ def test_time_order_of_a_batch_without_backward_captions():
         def has(self, name):
             return name in self
 
+        @property
+        def alone(self):
+            return self
+
+        def everyones(self, x):
+            return x
+
     texts = Texts(torch.full((3, 4), 9), torch.ones(3, 4, dtype=torch.bool))
     p = Short(
         {"video.embedding": units(3, E), "video.reversed_embedding": units(3, E), "text.embedding": units(3, E), "text": texts}
@@ -224,6 +247,56 @@ def test_time_order_of_a_batch_without_backward_captions():
     made = TimeOrder(Sizes)
     expected = info_nce(p["video.embedding"], p["text.embedding"], made.scale.detach())
     assert made.forward(p).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+class _Processes:
+    """Two processes of two clips each, seen by one of them: only the first has a clip that runs backwards."""
+
+    def __init__(self, rank, encodings, meaning):
+        self.rank, self.encodings, self.rows = rank, encodings, slice(2 * rank, 2 * rank + 2)
+        ids = torch.full((4, 4), 9)
+        self.fields = {"text": Texts(ids, ids > 0, meaning=meaning)}
+
+    def __getitem__(self, name):
+        return self.encodings[name] if name in self.encodings else self.fields[name]
+
+    def has(self, name):
+        return name in self.encodings or name in self.fields
+
+    @property
+    def alone(self):
+        ids = torch.full((1, 4), 9)
+        own = _Processes(self.rank, {}, None)
+        if self.rank == 0:
+            own.fields["negatives"] = Texts(ids, ids > 0, owner=torch.tensor([1]))
+        return own
+
+    def everyones(self, x):
+        parts = [x if rank == self.rank else torch.tensor([[1], []][rank], dtype=torch.long) for rank in range(2)]
+        return torch.cat(parts)
+
+
+def test_a_process_without_backward_captions_leaves_the_others_theirs():
+    torch.manual_seed(9)
+    video, back, text, wrong = units(4, E), units(4, E), units(4, E), units(1, E)
+    known = {"video.embedding": video, "video.reversed_embedding": back, "text.embedding": text, "negatives.embedding": wrong}
+    made, meaning = TimeOrder(Sizes, same=0.5, cross=0.25, beta=0.7).double(), torch.arange(4)
+    expected = time_order_loss(video, text, back[[1]], wrong, made.scale, 0.5, 0.25, 0.7, torch.tensor([1]), meaning)
+    for rank in range(2):
+        loss = made.forward(_Processes(rank, known, meaning))
+        torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.slow
+def test_backward_captions_that_one_process_alone_has_count_as_with_one_process(tmp_path):
+    """Of batches of two clips, in most of which one process has a backward caption and the other has none."""
+    settings = [*(f"stages.0.{key}" for key in ("batch_size=2", "warmup=2", "optimizer=adamw", "lr=3e-4")), "budget=20 samples"]
+    settings += ["data.train=scenes:clips?actions=move,return&size=32&concepts=6&clip_frames=8&backwards=1"]
+    launch([["test-of-time", str(tmp_path / "two"), settings]])
+    train(load_recipe("test-of-time", [*tiny("test-of-time"), *settings]), tmp_path / "one")
+    ours, alone = (read_jsonl(tmp_path / d / "metrics.jsonl") for d in ("two", "one"))
+    assert ours[-1]["samples"] == alone[-1]["samples"] == 20
+    assert ours[-1]["loss"] == pytest.approx(alone[-1]["loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["clip4clip", "clip4clip@mean", "clip4clip@lstm", "x-clip", "cosa", "test-of-time"])
@@ -246,6 +319,13 @@ def test_recipes_of_clips_train_and_score(name, tmp_path):
     np.testing.assert_allclose(pairs, scores[[3, 0], [2, 1]], rtol=1e-3, atol=1e-4)
     alone = model.score(clips[:1], texts[:1])
     np.testing.assert_allclose(alone[0, 0], scores[0, 0], rtol=1e-3, atol=1e-4)
+    weights = model.frame_weights(clips[:3], texts)
+    if name == "x-clip":  # the frames that it reads, of each clip for its own text, whatever else is in the batch
+        assert [len(w) for w in weights] == [len(c) for c in clips[:3]] and all(abs(w.sum() - 1) < 1e-5 for w in weights)
+        assert all((w > 0).sum() <= 8 for w in weights)
+        np.testing.assert_allclose(model.frame_weights(clips[1:2], texts[1:2])[0], weights[1], atol=1e-4)
+    else:
+        assert weights is None
     if name == "clip4clip@mean":  # the order of frames has no effect
         few = [c[::2].copy() for c in clips]  # as many frames as it sees
         np.testing.assert_allclose(model.score([c[::-1].copy() for c in few], texts), model.score(few, texts), rtol=1e-4, atol=1e-5)

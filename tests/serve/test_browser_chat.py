@@ -176,3 +176,22 @@ def test_boxes_in_texts(visit: Any) -> None:
         whole,
     )
     assert all("box" not in text and "ref" not in text and "0.1" not in text for text in shown) and shown[-1] == "A  is < 3 m away"
+
+
+def test_where_a_model_sees_a_text_is_drawn_under_an_enlarged_picture(visit: Any) -> None:
+    page = opened(visit, refused=(400,))
+    page.set_input_files("#file", picture(("red", "circle")))
+    page.wait_for_selector("#held li")
+    page.locator("#held .shot").click()
+    page.fill("#where", "a red circle")
+    page.press("#where", "Enter")
+    until(page, "document.querySelector('.where .error')?.textContent.includes('say where things are')")
+    answer = {"model": "finds", "by": "cross", "box": None, "score": 1.0, "faithful": False, "verdict": "not faithful: <b>but</b>"}
+    small = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
+    page.route("**/v1/locate", lambda route: route.fulfill(json={**answer, "image": small}))
+    with page.expect_request("**/v1/locate") as asked:
+        page.press("#where", "Enter")
+    body = json.loads(asked.value.post_data)
+    assert body["text"] == "a red circle" and body["image_url"]["url"].startswith("data:image/png;base64,")
+    until(page, "document.querySelector('.where strong')?.textContent === 'a red circle: not faithful'")
+    assert "not faithful: <b>but</b>" in page.locator(".where p").inner_text() and page.locator(".where img").get_attribute("alt")

@@ -26,6 +26,7 @@ RECIPES: dict[str, list[str]] = {  # parts that need no packages, and small ones
     "flamingo": [*WRITES, "parts.fusion.every=1", "parts.fusion.hidden=32"],
     "flava": ["parts.quantizer.width=32", "parts.quantizer.vocabulary=40"],
     "lit": [TOWER],
+    "smaug": ["parts.vision.layers=[0]"],
     "llava-instruct": [TOWER, "parts.lm={kind: random}"],
 }
 

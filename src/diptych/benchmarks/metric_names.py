@@ -21,6 +21,7 @@ from diptych.benchmarks.tasks import TASKS
 from diptych.benchmarks.texts.captions import METRICS as CAPTIONS
 from diptych.benchmarks.texts.chair import METRICS as CHAIR
 from diptych.benchmarks.texts.facts import METRICS as FACTS
+from diptych.benchmarks.video.published import PUBLISHED
 from diptych.core.errors import DiptychError, nearest
 from diptych.data.scenes.controlled import SKILLS
 
@@ -59,6 +60,9 @@ NAMES: dict[str, tuple[str, ...] | Callable[[Any], Iterable[str]]] = {
     "captions": CAPTIONS,
     "embedding": ("modality_gap", "separability", "matched_cosine"),
     "winoground": ("text", "image", "group"),
+    "cola": ("text", "image", "group"),
+    "inpaint-coco": ("text", "image", "group"),
+    "mmhal": QUESTIONS,
     "pairs": ("accuracy", "macro"),
     "spec": (*WAYS, *(f"*/{way}" for way in WAYS)),
     "vqa": (*QUESTIONS, "accuracy_normalised", "anls"),
@@ -80,6 +84,8 @@ NAMES: dict[str, tuple[str, ...] | Callable[[Any], Iterable[str]]] = {
     "temporal": _temporal,
     "moments": ("recall@1", "recall@1/gain"),
     "actions": ("top1", "top1/gain"),
+    **dict.fromkeys(("video-questions", *PUBLISHED), (*QUESTIONS, "accuracy/gain", "macro")),
+    "video-chatgpt": (*QUESTIONS, "accuracy/gain", "macro", "agreement"),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from diptych.core.capabilities import Image
@@ -20,11 +21,33 @@ class Crop:
     box: tuple[int, int, int, int]
 
 
-ImageRef = Image | str | bytes | Crop  # pixels, the path of a file, the bytes of a file, or a part of a file
+@dataclass(frozen=True)
+class Clip:
+    """A clip: a file or a folder of frames, or the part of it from ``start`` to before ``end``, in seconds. frames: at most so many
+    are read, the middle ones of equal parts; size: the shorter side of larger frames; fps: of a folder of frames.
+    """
+
+    path: str
+    start: float | None = None
+    end: float | None = None
+    frames: int = 16
+    size: int = 224
+    fps: float = 3.0
+
+
+ImageRef = Image | str | bytes | Crop | Clip  # pixels, the path of a file, the bytes of a file, a part of a file, or a clip
 
 
 def load_image(image: ImageRef, item: str) -> Image:
-    """The pixels, uint8 [height, width, 3]. Raises DiptychError, naming the item, for an image that cannot be read."""
+    """The pixels, uint8 [height, width, 3], of a clip [frames, height, width, 3]. Raises DiptychError, naming the item, for an
+    image that cannot be read, and ``BrokenItem`` for such a clip.
+    """
+    if isinstance(image, Clip):
+        from diptych.data.videos.sampling import Sampling
+        from diptych.data.videos.single import read_clip
+
+        within = None if image.start is None or image.end is None else (image.start, image.end)
+        return read_clip(Path(image.path), Sampling(image.frames, within=within), image.size, image.fps)
     if isinstance(image, Crop):
         x, y, width, height = image.box
         part = load_image(image.path, item)[max(0, y) : y + height, max(0, x) : x + width]

@@ -23,7 +23,7 @@ from diptych.core.capabilities import Model, in_words
 from diptych.core.errors import DiptychError, counted
 from diptych.core.files import read_json, read_jsonl, write_atomically
 from diptych.core.sample import Sample
-from diptych.data.clips import clips_as_images
+from diptych.data.clips import clips_as_images, strip
 from diptych.data.source import Problem, Source
 
 UNDER_WAY = "answers.jsonl"  # answers of a server that are not in the records yet
@@ -115,7 +115,9 @@ def evaluate(
             state.note_problems(each, [*problems, *failed_items(records.all())])
         results = each.summarise(records.all())
         summary.notes += _notes(each, records.all())
-        if of_clips and (pictures or getattr(each, "file", "")) and "complete" not in _needs(each):
+        file: str = getattr(each, "file", "")
+        of_pictures = bool(pictures or file) and not getattr(each, "of_clips", False)
+        if of_clips and of_pictures and "complete" not in _needs(each):
             summary.notes.append({"task": each.name, "note": ONE_FRAME})
         seconds = state.close(each, time.perf_counter() - started)
         summary.results += [replace(r, seconds=seconds) for r in results]
@@ -321,9 +323,14 @@ def _contents(settings: dict[str, Any]) -> dict[str, str]:
 
 
 def save_items(source: Source, folder: Path, n: int = 100) -> list[Sample]:
-    """Write the retrieval items for the report to ``folder``, the comparison's ``items/``: ``retrieval.jsonl`` and ``images/``."""
+    """Write the retrieval items for the report to ``folder``, the comparison's ``items/``: ``retrieval.jsonl`` and ``images/``; of
+    clips eight frames as one picture.
+    """
     from PIL import Image
 
+    fields = getattr(source, "fields", ())
+    if "video" in fields and "image" not in fields:
+        source = clips_as_images(source)
     items: list[Sample] = retrieval_items(source, n)
     rows, taken = [], set()
     for i, item in enumerate(items):
@@ -332,7 +339,7 @@ def save_items(source: Source, folder: Path, n: int = 100) -> list[Sample]:
             name = f"{name}-{i}"
         taken.add(name)
         assert item.image is not None
-        picture = Image.fromarray(item.image)
+        picture = Image.fromarray(strip(item.image, columns=4)[0] if item.image.ndim == 4 else item.image)
         write_atomically(folder / "images" / f"{name}.png", partial(picture.save, format="PNG"))
         rows.append({"item": item.id, "image": f"images/{name}.png", "captions": item.captions})
     write_jsonl(folder / "retrieval.jsonl", rows)

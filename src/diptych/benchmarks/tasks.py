@@ -28,12 +28,21 @@ from diptych.benchmarks.probes.frequency import Frequency
 from diptych.benchmarks.probes.memorization import Memorization
 from diptych.benchmarks.probes.priors import Priors
 from diptych.benchmarks.redteam.task import RedTeam
+from diptych.benchmarks.regions.cards import BoxConvention
+from diptych.benchmarks.regions.crops import Crops
+from diptych.benchmarks.regions.detection import OpenVocabulary
+from diptych.benchmarks.regions.pointing import Pointing
+from diptych.benchmarks.regions.published import Cola, InpaintCoco, Mmhal
+from diptych.benchmarks.regions.refer import Phrase, Refer
+from diptych.benchmarks.regions.segmentation import ReferMasks, Segmentation
 from diptych.benchmarks.texts.captions import Captions
 from diptych.benchmarks.texts.chair import Chair
 from diptych.benchmarks.texts.completion import Completion
 from diptych.benchmarks.texts.facts import Facts
 from diptych.benchmarks.video.actions import Actions
+from diptych.benchmarks.video.asked import ClipQuestions
 from diptych.benchmarks.video.moments import Moments
+from diptych.benchmarks.video.published import PUBLISHED
 from diptych.benchmarks.video.retrieval import VideoRetrieval
 from diptych.benchmarks.video.temporal import Temporal
 from diptych.core.errors import DiptychError, nearest
@@ -69,6 +78,19 @@ TASKS: dict[str, type] = {
     "temporal": Temporal,
     "moments": Moments,
     "actions": Actions,
+    "refer": Refer,
+    "phrase": Phrase,
+    "pointing": Pointing,
+    "refer-masks": ReferMasks,
+    "segmentation": Segmentation,
+    "open-vocabulary": OpenVocabulary,
+    "crops": Crops,
+    "box-convention": BoxConvention,
+    "cola": Cola,
+    "inpaint-coco": InpaintCoco,
+    "mmhal": Mmhal,
+    "video-questions": ClipQuestions,
+    **PUBLISHED,
 }
 # Run if no task is named; the others test one thing in more detail.
 DEFAULT = ("retrieval", "retrieval-1000", "zeroshot", "controlled", "captions", "embedding")

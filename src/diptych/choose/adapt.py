@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from diptych.benchmarks.matching.zeroshot import TEMPLATES
 from diptych.choose.data import Parts, Pictures, joined, open_parts, separated
-from diptych.choose.features import Fingerprints, Progress, vectors_of
+from diptych.choose.features import Progress, vectors_of, without_broken
 from diptych.choose.select import choose_settings, learned
 from diptych.choose.support import class_texts, support_of, with_vectors
 from diptych.choose.ways import Choice, Support, Way, way_named
@@ -35,16 +35,8 @@ PROBLEMS = "problems.jsonl"
 def parts_of(address: str, progress: Progress | None = None, test_address: str | None = None) -> Parts:
     """The training and the test part at an address, without broken pictures and without test pictures that repeat training ones."""
     train, test = open_parts(address, test_address)
-    both = joined([train, test])
-    prints, broken = vectors_of(Fingerprints(), both, progress)
-    n = len(train)
-    train = train.without({i: why for i, why in broken.items() if i < n})
-    test = test.without({i - n: why for i, why in broken.items() if i >= n})
-    good = np.array([i for i in range(len(both)) if i not in broken])
-    for part, which, place in (("training", train, address), ("test", test, test_address or address)):
-        if not len(which):
-            raise DiptychError(f"{place}: no picture of the {part} part can be read: {which.problems[-1].reason}")
-    return separated(train, test, prints[good], address)
+    train, test, prints = without_broken(train, test, joined([train, test]), address, progress, test_address)
+    return separated(train, test, prints, address)
 
 
 def check_folder_is_free(out: Path, overwrite: bool) -> None:

@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 
 from diptych.choose.adapt import check_folder_is_free
-from diptych.choose.data import Pictures, content_hashes, groups_of, near_pairs
+from diptych.choose.data import Pictures, groups_of, near_pairs, readable
 from diptych.choose.features import Fingerprints, Progress, vectors_of
 from diptych.choose.maps import MapWay, Pairs, Residual, map_way_named, ranks
 from diptych.choose.select import fold_of
 from diptych.core.arrays import unit_rows
-from diptych.core.capabilities import Image, Model
+from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError, counted
-from diptych.data.source import BrokenItem, Problem, Source
+from diptych.core.sample import Sample
+from diptych.data.source import BrokenItem, Source
 from diptych.data.sources import open_source
 from diptych.inference.adapted import FILE as ADAPTED
 from diptych.inference.mapped import MappedModel, Maps
@@ -56,32 +57,16 @@ def has_classes(address: str) -> bool:
 def captioned(address: str, progress: Progress | None = None) -> Captioned:
     """The pictures and captions at an address, without broken pictures. DiptychError if there are fewer than ten."""
     source: Source = open_source(address)
-    listed, kept = getattr(source, "listed", None), getattr(source, "digests", None)
-    hashes = [digest.hex() for digest in kept()] if kept else []
-    rows, ids, texts, problems = [], [], [], list(source.problems)
-    for i in range(len(source)):
-        try:
-            sample = listed(i) if listed else source[i]
-        except BrokenItem as broken:
-            problems.append(broken.problem)
-            continue
-        if sample.captions:
-            rows.append(i)
-            ids.append(sample.id)
-            texts.append(list(dict.fromkeys(sample.captions)))
-        else:
-            problems.append(Problem(sample.id, "no caption"))
 
-    def read(i: int) -> Image:
-        """The decoded picture. Raises ``BrokenItem``."""
-        image = source[rows[i]].image
-        if image is None:
-            raise BrokenItem(ids[i], "has no picture")
-        return image
+    def captions(sample: Sample) -> list[str]:
+        """The different captions of a sample. Raises ``BrokenItem`` if it has none."""
+        if not sample.captions:
+            raise BrokenItem(sample.id, "no caption")
+        return list(dict.fromkeys(sample.captions))
 
-    digests = [hashes[i] for i in rows] if hashes else content_hashes(read, len(rows))
-    names = ("picture",)
-    pictures = Pictures(ids, np.zeros(len(ids), dtype=np.int64), names, digests, read, problems)
+    held = readable(source, captions)
+    labels = np.zeros(len(held.ids), dtype=np.int64)
+    pictures = Pictures(held.ids, labels, ("picture",), held.digests, held.read, held.problems)
     if not len(pictures):
         raise DiptychError(f"{address}: no picture with a caption; at least {2 * OUTER} are needed to compare models")
     prints, broken_at = vectors_of(Fingerprints(), pictures, progress)
@@ -95,7 +80,7 @@ def captioned(address: str, progress: Progress | None = None) -> Captioned:
         )
     same = len(usable) - len(np.unique(groups))
     notes = [f"{counted(same, 'picture')} nearly repeat others; near-duplicates stay in one fold"] if same else []
-    return Captioned(pictures, [texts[i] for i in usable], groups, address, notes)
+    return Captioned(pictures, [held.values[i] for i in usable], groups, address, notes)
 
 
 def pairs_of(model: Model, data: Captioned, progress: Progress | None = None) -> Pairs:

@@ -9,17 +9,20 @@ import hashlib
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Generic, Self, TypeVar
 
 import numpy as np
 import PIL.Image
 
 from diptych.core.capabilities import Image
 from diptych.core.errors import DiptychError, counted
-from diptych.core.sample import class_text
+from diptych.core.sample import Label, Sample, class_text
 from diptych.data.hashes.hamming import pairs_within
 from diptych.data.hashes.perceptual import phashes
 from diptych.data.source import BrokenItem, Controlled, Problem, Source
 from diptych.data.sources import open_source
+
+T = TypeVar("T")
 
 CONCEPTS = {"train": 2000, "test": 1000}  # pictures drawn of a source that draws them
 DISTANCE = 4  # near-duplicates differ in at most so many bits of their pHashes,
@@ -43,7 +46,7 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def rows(self, which: Sequence[int] | np.ndarray) -> Pictures:
+    def rows(self, which: Sequence[int] | np.ndarray) -> Self:
         """Some of them."""
         at = [int(i) for i in which]
         read = self.read
@@ -55,7 +58,7 @@ class Pictures:
             read=lambda i: read(at[i]),
         )
 
-    def without(self, broken: dict[int, str]) -> Pictures:
+    def without(self, broken: dict[int, str]) -> Self:
         """Without the pictures at these positions, which are listed as problems with the reasons."""
         kept = self.rows([i for i in range(len(self)) if i not in broken])
         return replace(kept, problems=[*self.problems, *(Problem(self.ids[i], why) for i, why in broken.items())])
@@ -99,22 +102,44 @@ def labelled(source: Source, part: str = "train") -> Pictures:
 
 
 def _listed(source: Source, names: tuple[str, ...]) -> Pictures:
-    known = getattr(source, "listed", None)
-    rows, ids, labels, problems = [], [], [], list(source.problems)
+    def number(sample: Sample) -> int:
+        """The class of a sample. Raises ``BrokenItem``."""
+        if "label" not in sample.fields:
+            raise BrokenItem(sample.id, "no class")
+        label: Label = sample.fields["label"]
+        return label.index
+
+    held = readable(source, number)
+    return Pictures(held.ids, np.array(held.values, dtype=np.int64), names, held.digests, held.read, held.problems)
+
+
+@dataclass(frozen=True)
+class Readable(Generic[T]):
+    """Pictures of a source with a value each. digests: a hash of each picture's content. read: the picture at a position."""
+
+    ids: list[str]
+    values: list[T]
+    digests: list[str]
+    read: Callable[[int], Image]
+    problems: list[Problem]
+
+
+def readable(source: Source, value: Callable[[Sample], T]) -> Readable[T]:
+    """The pictures of a source that have a value. value: of a sample, which may have no picture yet; a sample for which it raises
+    ``BrokenItem`` is listed as a problem.
+    """
+    known, kept = getattr(source, "listed", None), getattr(source, "digests", None)
+    hashes = [digest.hex() for digest in kept()] if kept else []
+    rows, ids, values, problems = [], [], [], list(source.problems)
     for i in range(len(source)):
         try:
             sample = known(i) if known else source[i]
+            values.append(value(sample))
         except BrokenItem as broken:
             problems.append(broken.problem)
             continue
-        if "label" not in sample.fields:
-            problems.append(Problem(sample.id, "no class"))
-            continue
         rows.append(i)
         ids.append(sample.id)
-        labels.append(sample.fields["label"].index)
-    kept = getattr(source, "digests", None)
-    hashes = [digest.hex() for digest in kept()] if kept else []
 
     def read(i: int) -> Image:
         """The decoded picture. Raises ``BrokenItem``."""
@@ -124,7 +149,7 @@ def _listed(source: Source, names: tuple[str, ...]) -> Pictures:
         return image
 
     digests = [hashes[i] for i in rows] if hashes else content_hashes(read, len(rows))
-    return Pictures(ids, np.array(labels, dtype=np.int64), names, digests, read, problems)
+    return Readable(ids, values, digests, read, problems)
 
 
 def content_hash(image: Image) -> str:

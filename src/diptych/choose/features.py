@@ -11,6 +11,7 @@ import uuid
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -167,3 +168,22 @@ def _array(n: int, width: int) -> np.ndarray:
         return np.zeros((n, width), dtype=np.float32)
     file = tempfile.TemporaryFile(prefix="diptych-vectors-")  # noqa: SIM115 - as long as the array
     return np.memmap(file, dtype=np.float32, mode="w+", shape=(n, width))
+
+
+P = TypeVar("P", bound=Pictures)
+
+
+def without_broken(
+    train: P, test: P, both: Pictures, address: str, progress: Progress | None = None, test_address: str | None = None
+) -> tuple[P, P, np.ndarray]:
+    """The training and the test part without the pictures that cannot be read, and the ``fingerprints`` of what is left, those of
+    the training part first. both: the two parts as one. DiptychError if no picture of a part can be read.
+    """
+    prints, broken = vectors_of(Fingerprints(), both, progress)
+    n = len(train)
+    left = train.without({i: why for i, why in broken.items() if i < n})
+    tested = test.without({i - n: why for i, why in broken.items() if i >= n})
+    for part, which, place in (("training", left, address), ("test", tested, test_address or address)):
+        if not len(which):
+            raise DiptychError(f"{place}: no picture of the {part} part can be read: {which.problems[-1].reason}")
+    return left, tested, prints[[i for i in range(len(both)) if i not in broken]]

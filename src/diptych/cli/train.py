@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from diptych.cli.options import BudgetOption, DataOption, SetOption
+from diptych.cli.options import BudgetOption, DataOption, JsonOption, SetOption
 from diptych.core.errors import counted
 
 
@@ -31,6 +31,7 @@ def train(
         ),
     ] = 1,
     set_: SetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Train one recipe. Ctrl-C saves; `--resume` continues exactly where it stopped.
 
@@ -51,7 +52,15 @@ def train(
         return
     with TrainingDisplay(checked.name) as display:
         run = run_training(checked, out, resume=resume, progress=display)
+    from diptych.plan.audit import note
+
     spent = run.spent
+    note(run.recipe, spent)
+    if as_json:
+        from diptych.cli.results import print_json
+
+        print_json({"run": str(run.path), **spent})
+        return
     before = f" (its backbones: {spent['pretraining_flops'] / 1e12:.2f} TFLOP)" if "pretraining_flops" in spent else ""
     typer.echo(
         f"{run.path}: {counted(spent['steps'], 'step')}, {counted(spent['samples'], 'sample')}, "

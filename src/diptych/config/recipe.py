@@ -34,6 +34,8 @@ PARTS = (
     "text",
     "connector",
     "fusion",
+    "regions",
+    "grounding",
     "decoder",
     "space",
 )  # in the order in which they are built

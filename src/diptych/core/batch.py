@@ -26,11 +26,12 @@ class Tokens:
     pooled: Tensor  # [B, D]
     mask: Tensor | None = None  # [B, N] bool, True where a token is real; None: all tokens are
     learned: Tensor | None = None  # [B, n, D], what an adapter's vectors among them have become; None: there are none
+    places: Tensor | None = None  # [B, N] int64, the patch of each, where a tower has left some out (class tokens aside)
 
     def __getitem__(self, index: Tensor) -> Tokens:
         """Rows of the batch, in the order of ``index``."""
-        mask, learned = (None if x is None else x[index] for x in (self.mask, self.learned))
-        return Tokens(self.tokens[index], self.pooled[index], mask, learned)
+        mask, learned, places = (None if x is None else x[index] for x in (self.mask, self.learned, self.places))
+        return Tokens(self.tokens[index], self.pooled[index], mask, learned, places)
 
     def trimmed(self) -> Tokens:
         """Without the padding that no row of the batch needs."""
@@ -46,12 +47,14 @@ class Collated:
     """One field of a batch. Subclasses are dataclasses of tensors, tuples with an entry a row, and other ``Collated``.
 
     row_wise: names of attributes with an entry for each row; beside: names of fields with rows of their own, which are joined when
-    batches are joined; padded: names of tensors [n, T, …] that are padded to a common T then; heavy: names of attributes that are
-    left out once only the encodings of the field are needed.
+    batches are joined; of_rows: those among them that have rows of this field as owners, not samples; padded: names of tensors
+    [n, T, …] that are padded to a common T then; heavy: names of attributes that are left out once only the encodings of the field
+    are needed.
     """
 
     row_wise: ClassVar[tuple[str, ...]] = ()
     beside: ClassVar[tuple[str, ...]] = ()
+    of_rows: ClassVar[tuple[str, ...]] = ()
     padded: ClassVar[tuple[str, ...]] = ()
     heavy: ClassVar[tuple[str, ...]] = ()
     owner: Tensor | None  # [n] int64, the sample of each row; None: row i is of sample i
@@ -124,7 +127,8 @@ class Collated:
 
         joined: dict[str, Any] = {}
         for name in (*cls.row_wise, *cls.beside):
-            have = [(v, start) for p, start in zip(parts, starts, strict=True) if (v := getattr(p, name)) is not None]
+            begins = accumulate((len(p) for p in parts), initial=0) if name in cls.of_rows else starts
+            have = [(v, start) for p, start in zip(parts, begins, strict=False) if (v := getattr(p, name)) is not None]
             values = [v for v, _ in have]
             if not values:
                 continue
@@ -211,25 +215,77 @@ class Labels(Collated):
 
 @dataclass
 class Regions(Collated):
-    """Boxes with their phrases."""
+    """Boxes with their phrases. Boxes and points are shares of the width and height of the square that the model reads.
 
-    boxes: Tensor  # [n, 4] float32: left, top, right, bottom as shares of the image's width and height
+    masks, points, negatives: None unless the field's options ask for them; a region without a mask has its box as mask, and one
+    without a point the centre of its box. ``negatives.owner`` holds the row of the region that each is a wrong version of.
+    """
+
+    boxes: Tensor  # [n, 4] float32: left, top, right, bottom
     phrases: Texts  # n
     owner: Tensor | None = None
+    masks: Tensor | None = None  # [n, S, S] bool, at the size of the model's images
+    points: Tensor | None = None  # [n, 2] float32: x, y
+    negatives: Texts | None = None  # m, any number a region
 
-    row_wise = ("boxes", "phrases")
+    row_wise = ("boxes", "phrases", "masks", "points")
+    beside = ("negatives",)
+    of_rows = ("negatives",)
+
+    def __getitem__(self, rows: Tensor) -> Regions:
+        """The rows at ``rows`` in this order, each with its negatives."""
+        picked = super(Regions, replace(self, negatives=None)).__getitem__(rows)
+        if self.negatives is None or self.negatives.owner is None:
+            return picked
+        new, old = (rows[:, None] == self.negatives.owner[None]).nonzero(as_tuple=True)
+        return replace(picked, negatives=replace(self.negatives[old], owner=new) if len(old) else None)
 
 
 @dataclass
 class Videos(Collated):
-    """Clips as flat frames: ``frames.owner`` says which sample each belongs to."""
+    """Clips as flat frames: ``frames.owner`` says which sample each belongs to.
+
+    keep: the only tokens of each clip that a tower of whole clips reads (masked autoencoding); ``frames.keep`` are those of each
+    frame, for a tower of pictures.
+    """
 
     frames: Images
     seconds: Tensor  # [n] float32, of each frame, from the start of its clip
     owner: Tensor | None = None
+    keep: Tensor | None = None  # [B, K] int64, with a row for each clip; None: all
 
-    row_wise = ("seconds", "frames")
-    heavy = ("frames", "seconds")
+    row_wise: ClassVar[tuple[str, ...]] = ("seconds", "frames")
+    beside: ClassVar[tuple[str, ...]] = ("keep",)
+    heavy: ClassVar[tuple[str, ...]] = ("frames", "seconds", "keep")
+
+    @property
+    def rows(self) -> Tensor | None:
+        """The row of a part's output that each frame belongs to, [n] int64: its clip. None: each frame is a clip."""
+        return self.owner
+
+
+@dataclass
+class Segments(Videos):
+    """Clips as pieces with a text each: every clip has ``pieces`` of them, every piece the same number of frames, in their order.
+
+    Parts read a piece as a clip of its own (``rows``); ``owner`` is the sample of each frame, as everywhere.
+    """
+
+    segment: Tensor | None = None  # [n] int64, the number of each frame's piece in its clip
+    place: Tensor | None = None  # [n] int64, the place in the whole clip that a model is given; −1 − k: the k-th unknown place
+    texts: Texts | None = None  # a text for each piece, B · pieces
+    story: Texts | None = None  # the same as one text for each clip: [BOS] words [BOS] words … [EOS], B
+    pieces: int = 1
+
+    row_wise = ("seconds", "frames", "segment", "place")
+    beside = ("keep", "texts", "story")
+    heavy = ("frames", "keep")
+
+    @property
+    def rows(self) -> Tensor | None:
+        """The piece of each frame among those of all clips, [n] int64."""
+        assert self.owner is not None and self.segment is not None
+        return self.owner * self.pieces + self.segment
 
 
 @dataclass

@@ -28,6 +28,7 @@ IN_WORDS = {
     "compose": "continue a document of texts and images",
     "classify": "name the class of an image",
     "label": "say which labels an image has",
+    "locate": "say where in an image a phrase is",
 }
 
 Image = np.ndarray  # uint8 [height, width, 3], RGB, any size
@@ -186,6 +187,25 @@ class Classifying(Model, Protocol):
         ...
 
 
+class Located(NamedTuple):
+    """Where a phrase is, in pixels of the image that was given. None: the model does not say so."""
+
+    box: tuple[float, float, float, float] | None  # left, top, right, bottom
+    score: float  # comparable over the phrases of one model, higher is surer
+    heat: np.ndarray | None = None  # float32 [height, width], higher where the phrase is
+    mask: np.ndarray | None = None  # bool [height, width]
+    by: str = ""  # the way by which the model says it: box, words, heat, or the name of a map (``inference.maps``)
+
+
+@runtime_checkable
+class Locating(Model, Protocol):
+    """A model with the capability "locate"."""
+
+    def locate(self, images: Sequence[Image], texts: Sequence[str]) -> list[Located]:
+        """Where text i is in image i, exactly one for each pair."""
+        ...
+
+
 def prompts_for(prompt: Prompt, n: int) -> list[str]:
     """A prompt for each of n images."""
     given = [prompt] * n if isinstance(prompt, str) else list(prompt)
@@ -313,6 +333,10 @@ class Adapter:
         """What follows each document of texts and images. DiptychError if the model does not continue documents."""
         self.cannot("compose")
 
+    def locate(self, images: Sequence[Image], texts: Sequence[str]) -> list[Located]:
+        """Where text i is in image i. DiptychError if the model does not say where things are."""
+        self.cannot("locate")
+
 
 def in_words(capabilities: Iterable[str]) -> str:
     """What a model cannot do, for "it cannot …": each of these capabilities in words, once; ``"generate|score"`` is both."""
@@ -325,7 +349,7 @@ class FunctionModel(Adapter):
     """Plain functions as a model: ``FunctionModel("mine", score=lambda images, texts: ...)``.
 
     ``functions`` maps capability names to callables: ``embed_image(images)``, ``embed_text(texts)``,
-    ``score(images, texts)``, ``generate(images, prompts, max_tokens)`` with a prompt per image, and
+    ``score(images, texts)``, ``generate(images, prompts, max_tokens)`` with a prompt per image, ``locate(images, texts)`` and
     ``loglikelihood(images, texts)``, which gets ``prompts`` as a third argument if ``follows_prompts`` (default: if it
     generates). A missing ``score`` is derived as in ``Adapter``.
     """
@@ -354,9 +378,7 @@ class FunctionModel(Adapter):
         return np.asarray(self._call("embed_text", texts), dtype=np.float32)
 
     def score(self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None) -> np.ndarray:
-        """What the given function returns, or a score derived from embeddings or likelihoods: float32 [N, M], or [P] for
-        ``pairs``.
-        """
+        """What the given function returns, or a score derived from embeddings or likelihoods: as ``Adapter.score``."""
         if "score" not in self._functions:
             return super().score(images, texts, pairs)
         matrix = np.asarray(self._call("score", images, texts), dtype=np.float32)
@@ -372,3 +394,7 @@ class FunctionModel(Adapter):
         """What the given function returns, as float32 [N]."""
         more = (prompts_for(prompt, len(images)),) if "prompt" in self.capabilities else ()
         return np.asarray(self._call("loglikelihood", images, texts, *more), dtype=np.float32)
+
+    def locate(self, images: Sequence[Image], texts: Sequence[str]) -> list[Located]:
+        """What the given function returns, one ``Located`` for each pair."""
+        return list(self._call("locate", images, texts))

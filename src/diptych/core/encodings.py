@@ -111,7 +111,8 @@ class Pass:
         if name in self.given or (self.base is not None and self.base._has(name)):
             return True
         if graph.parent(name) or ":" in name:
-            return all(leaf in self.batch for leaf in leaves)
+            there = all(leaf in self.batch for leaf in leaves)
+            return there and (":" in name or name in self.batch or self._field(name, graph.parent(name)) is not None)
         return all(self._has(i) for i in graph.plain(name).inputs if not i.endswith("?"))
 
     def _get(self, name: str) -> Any:

@@ -38,11 +38,22 @@ class Label:
     name: str
 
 
-class Region(NamedTuple):
-    """A part of the image and the phrase for it. box: left, top, right, bottom, in pixels of the sample's image."""
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+Point = tuple[float, float]  # x, y
 
-    box: tuple[float, float, float, float]
+
+class Region(NamedTuple):
+    """A part of the image and the phrase for it.
+
+    box: left, top, right, bottom in pixels of the sample's image. mask: bool [height, width] of the whole image; None: not known.
+    negatives: wrong versions of the phrase, such as with one attribute changed. point: x, y in pixels; None: not known.
+    """
+
+    box: Box
     phrase: str
+    mask: np.ndarray | None = None
+    negatives: tuple[str, ...] = ()
+    point: Point | None = None
 
 
 class Conversation(NamedTuple):

@@ -18,7 +18,8 @@ from pydantic import Field
 
 from diptych.config.augment import Augment, Bounds, Chance, read_augment
 from diptych.core.registry import check_options, resolve
-from diptych.data.image import random_resized_crop, resize
+from diptych.data.image import random_part, resize, resize_part
+from diptych.data.regions.placement import Placement, central
 
 if TYPE_CHECKING:
     import torch
@@ -204,7 +205,7 @@ class Augmenter:
 
     spec: the checked settings. size: side of the output in pixels.
     draws: whether anything is random; if not, the output of an image is always the same and may be cached.
-    moves: whether a pixel may end up elsewhere than in the plain central square, so that boxes would be wrong.
+    moves: whether an operation of ``also`` may put pixels elsewhere than ``place`` says, so that boxes would be wrong.
     """
 
     def __init__(self, spec: Augment, size: int):
@@ -222,7 +223,7 @@ class Augmenter:
             cls = resolve(own.kind, OPERATIONS, "augmentation")
             self.operations.append(cls(**check_options(cls, own.options, f"data.augment.also.{i}")))
         self.draws = bool(spec.crop or spec.flip or self.operations)
-        self.moves = bool(spec.crop or spec.flip or any(getattr(operation, "moves", True) for operation in self.operations))
+        self.moves = any(getattr(operation, "moves", True) for operation in self.operations)
 
     def __call__(self, image: np.ndarray, rng: random.Random, captions: Sequence[str] = ()) -> np.ndarray:
         """One view: uint8 [H, W, 3] → uint8 [size, size, 3].
@@ -230,9 +231,10 @@ class Augmenter:
         rng: seeded for this sample; the result depends on nothing else. The number of draws does not depend on ``captions``.
         captions: all captions of the sample; if one speaks of left or right (``speaks_of_sides``), the image is not flipped.
         """
-        crop = self.spec.crop
-        image = random_resized_crop(image, self.size, rng, crop.scale, crop.ratio) if crop else resize(image, self.size)
-        if self.spec.flip and rng.random() < self.spec.flip and not speaks_of_sides(captions):
+        place = self.place(image.shape[0], image.shape[1], rng, captions)
+        whole = place[:4] == central(*image.shape[:2])[:4]
+        image = resize(image, self.size) if whole else resize_part(image, self.size, *place[:4])
+        if place.flip:
             image = np.ascontiguousarray(image[:, ::-1])
         if not self.operations:
             return image
@@ -240,6 +242,14 @@ class Augmenter:
         for operation in self.operations:
             floats = operation(floats, rng)
         return image if floats is before else np.rint(np.clip(floats, 0, 1) * 255).astype(np.uint8)
+
+    def place(self, height: int, width: int, rng: random.Random, captions: Sequence[str] = ()) -> Placement:
+        """Where pixels of a picture go, by the same draws as ``__call__`` makes first: with an equal ``rng``, boxes follow."""
+        crop, place = self.spec.crop, central(height, width)
+        if crop and (part := random_part(height, width, rng, crop.scale, crop.ratio)) is not None:
+            place = Placement(*part)
+        mirror = bool(self.spec.flip) and rng.random() < self.spec.flip and not speaks_of_sides(captions)
+        return place.flipped() if mirror else place
 
     def views(self, image: np.ndarray, rng: random.Random, captions: Sequence[str] = ()) -> list[np.ndarray]:
         """``spec.views`` views, drawn one after the other as by ``__call__``, so the first is what ``__call__`` returns."""

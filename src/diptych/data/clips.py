@@ -10,6 +10,7 @@ import numpy as np
 
 from diptych.core.sample import Sample, Video
 from diptych.data.fields import Context, Draw, build_fields
+from diptych.data.fields.video import spread
 from diptych.data.image import as_pixels
 from diptych.data.source import BrokenItem, Source
 
@@ -60,6 +61,24 @@ def collated_clips(clips: Sequence[Any], size: int, own: Mapping[str, str | Fiel
         sample = Sample(f"clip {i}", video=as_video(clip, f"clip {i}"))
         rows.append(Draw(0, i, sample, {"video": field.fit(sample, Random)}))
     return field.collate(rows)
+
+
+def strip(clip: Any, frames: int = 8, height: int = 64, columns: int = 0) -> tuple[np.ndarray, list[int]]:
+    """Frames of a clip side by side as one picture, uint8 [rows · height, columns · width, 3], and their numbers: evenly spread, at
+    most ``frames``. columns: of a grid; 0: all in one row. Larger frames are scaled to this height.
+    """
+    from PIL import Image
+
+    shown = as_video(clip, "clip").frames
+    numbers: list[int] = spread(len(shown), frames)
+    first = shown[0]
+    scale = min(1.0, height / first.shape[0])
+    size = max(1, round(first.shape[1] * scale)), max(1, round(first.shape[0] * scale))
+    small = [np.asarray(Image.fromarray(np.ascontiguousarray(shown[i])).resize(size)) if scale < 1 else shown[i] for i in numbers]
+    columns = min(columns or len(small), len(small))
+    grey = [np.full_like(small[0], 128)] * (-len(small) % columns)
+    rows = [np.concatenate(part, 1) for part in zip(*[iter([*small, *grey])] * columns, strict=True)]
+    return np.concatenate(rows, 0), numbers
 
 
 class ClipsAsImages:

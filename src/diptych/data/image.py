@@ -178,14 +178,14 @@ def resize(image: np.ndarray, size: int, mode: Literal["crop", "squash"] = "crop
     """uint8 [H, W, 3] → [size, size, 3], antialiased: the central square, or (``squash``) the whole, deformed."""
     height, width = image.shape[:2]
     if mode == "squash":
-        return _resize_box(image, size, 0, 0, width, height)
+        return resize_part(image, size, 0, 0, width, height)
     if mode != "crop":
         raise ValueError(f"resize mode '{mode}'; valid: crop, squash")
     side = min(height, width)
     if side == size:  # nothing to resample
         top, left = (height - side) // 2, (width - side) // 2
         return image[top : top + side, left : left + side]
-    return _resize_box(image, size, (width - side) / 2, (height - side) / 2, side, side)
+    return resize_part(image, size, (width - side) / 2, (height - side) / 2, side, side)
 
 
 def shrink(image: np.ndarray, size: int) -> np.ndarray:
@@ -211,17 +211,25 @@ def random_resized_crop(
 
     Never mirrored: captions say left and right.
     """
-    height, width = image.shape[:2]
+    part = random_part(image.shape[0], image.shape[1], rng, scale, ratio)
+    return resize(image, size) if part is None else resize_part(image, size, *part)
+
+
+def random_part(
+    height: int, width: int, rng: random.Random, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[int, int, int, int] | None:
+    """Left, top, width and height of a random part of a picture, in pixels; None if the picture is too long and thin for one."""
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
         shape = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
         w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
         if 0 < w <= width and 0 < h <= height:
-            return _resize_box(image, size, rng.randint(0, width - w), rng.randint(0, height - h), w, h)
-    return resize(image, size)  # too long and thin for such a part
+            return rng.randint(0, width - w), rng.randint(0, height - h), w, h
+    return None
 
 
-def _resize_box(image: np.ndarray, size: int, x: float, y: float, width: float, height: float) -> np.ndarray:
+def resize_part(image: np.ndarray, size: int, x: float, y: float, width: float, height: float) -> np.ndarray:
+    """The part of a picture at x, y → [size, size, 3], antialiased and, unless it is square, deformed. All in pixels."""
     from PIL import Image
 
     if image.shape[:2] == (size, size) == (height, width):

@@ -58,11 +58,14 @@ class Loader:
         if len(source) == 0:
             raise DiptychError(f"{source.address}: no samples to train on")
         self.drawn_fields = any(field.drawn for field in self.fields.values())
-        if any(f.kind == "regions" for f in self.fields.values()) and any(f.moves for f in self.fields.values()):
+        boxed = tuple(name for name, field in self.fields.items() if field.kind == "regions")
+        if boxed and any(f.moves for f in self.fields.values()):
             raise DiptychError(
-                "data.augment: boxes of regions do not follow what moves pixels (crop, flip, operations of your own); set "
-                "data.augment to none, or to operations that leave pixels where they are (jitter, grey, blur, solarize)"
+                "data.augment.also: boxes of regions follow crops and flips, but not an operation of your own that moves pixels; "
+                "leave it out, or, if it leaves pixels where they are, say so by `moves = False` in its class"
             )
+        for field in self.fields.values():
+            field.sides = boxed
         self.items = len(source) if neighbours is None else len(neighbours)  # that are drawn
         self.debiased = debiased and isinstance(source, Mixture)
         self.order: Order = Epochs(self.items, seed)
@@ -223,7 +226,8 @@ def loader_for(
     fields: tuple[str, ...] = ("image", "text"),
     workers: int = 0,
     text_mask: float = 0.0,
+    own: Mapping[str, Any] | None = None,
 ) -> Loader:
-    """A loader of built-in fields from their names."""
-    context = Context(tokenizer, image_size, augment, text_mask, source=source)
+    """A loader of fields from their names; ``own``: what a recipe declares (``data.fields``)."""
+    context = Context(tokenizer, image_size, augment, text_mask, source=source, own=own or {})
     return Loader(source, build_fields(fields, context), batch_size, seed, workers)

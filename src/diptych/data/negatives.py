@@ -6,8 +6,8 @@ import random
 import re
 from typing import Any
 
-_NUMBERS = {"no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "several", "many", "few"}
-_ARTICLES = {"a", "an", "the", "some"}
+NUMBERS = {"no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "several", "many", "few"}
+ARTICLES = {"a", "an", "the", "some"}
 _SYMMETRIC = {"and", "or", "with", "near", "beside", "alongside", "next", "to", "close"}  # dog near cat: cat near dog
 _OTHERS = """
 this that these those any each every all both much more most not none only very too another other others its it is are
@@ -17,9 +17,9 @@ my of in on at by from without into onto over under above below beneath undernea
 across along around through toward towards inside outside off out up down upon about after before during for via like
 left right front back top bottom side middle
 """
-FUNCTION_WORDS = frozenset(_OTHERS.split()) | _NUMBERS | _ARTICLES | _SYMMETRIC
+FUNCTION_WORDS = frozenset(_OTHERS.split()) | NUMBERS | ARTICLES | _SYMMETRIC
 
-_WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
+WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 
 
 def swap_words(caption: str, rng: random.Random, only: str = "") -> str | None:
@@ -31,7 +31,7 @@ def swap_words(caption: str, rng: random.Random, only: str = "") -> str | None:
     burly".
     only: "modifier" or "head" for two of that kind and no others.
     """
-    words = [m for m in _WORD.finditer(caption) if m[0].lower() not in FUNCTION_WORDS]
+    words = [m for m in WORD.finditer(caption) if m[0].lower() not in FUNCTION_WORDS]
     kinds = []
     for i, word in enumerate(words):
         modifies = i + 1 < len(words) and caption[word.end() : words[i + 1].start()].isspace()
@@ -66,10 +66,10 @@ def meaning(caption: str) -> list[list[Any]]:
     """The words in order, except where the order has no meaning: among modifiers, and on either side of "and" or "next to"."""
     phrases: list[list[str]] = [[]]  # content words, their head last; function words and marks stand between them
     between: list[str] = [""]  # what stands before each phrase
-    for token in re.findall(rf"{_WORD.pattern}|\d+|[^\w\s]", caption.lower()):
-        if token in _ARTICLES:
+    for token in re.findall(rf"{WORD.pattern}|\d+|[^\w\s]", caption.lower()):
+        if token in ARTICLES:
             continue
-        if token in FUNCTION_WORDS - _NUMBERS or not token[0].isalnum():
+        if token in FUNCTION_WORDS - NUMBERS or not token[0].isalnum():
             if phrases[-1]:
                 phrases.append([])
                 between.append("")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from diptych.data.fields import FIELDS
 
 _PAPER, _INK, _FAINT, _MARK, _TILE = (250, 249, 246), (32, 34, 40), (112, 116, 126), (225, 40, 120), (236, 234, 228)
 Boxes = Sequence[tuple[Sequence[float], str]]  # edges in pixels, and a phrase
+_EDGE = 0.75  # how much of its colour is mixed into the edge of a mask
 
 
 def font(points: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -70,11 +72,29 @@ def _shown(sample: Sample, side: int, captions: int, boxes: bool) -> tuple[Image
         if name != "document" or not sample.captions:  # the caption already holds a document's texts
             lines = [*lines, *(f"{name}: {text}" for text in texts[: captions + 1])]
     if sample.image is not None:
-        marked: list[tuple[Sequence[float], str]] = [(r.box, r.phrase) for r in _regions(sample)]
+        regions = _regions(sample)
+        marked: list[tuple[Sequence[float], str]] = [(r.box, r.phrase) for r in regions]
         if boxes:
             marked += [(result["box"], "") for result in sample.extra.get("boxes", ())]
-        return _fitted(sample.image, side, marked), lines
+        return _fitted(outlined(sample.image, regions), side, marked), lines
     return (_tiled(pictures, side) if pictures else Image.new("RGB", (side, side), _TILE)), lines
+
+
+def outlined(image: np.ndarray, regions: Sequence[Region]) -> np.ndarray:
+    """The picture with the edges of the regions' masks in colours, each in one of its own; what is inside keeps its colour. The
+    picture itself if none has a mask.
+    """
+    masks = [r.mask for r in regions if r.mask is not None and np.shape(r.mask) == image.shape[:2]]
+    if not masks:
+        return image
+    result = image.astype(np.float32)
+    for number, mask in enumerate(masks):
+        around = np.pad(mask, 1)
+        inner = around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
+        edge = mask & ~inner
+        red, green, blue = colorsys.hsv_to_rgb(number * 0.618 % 1, 0.9, 1.0)
+        result[edge] = (1 - _EDGE) * result[edge] + _EDGE * 255 * np.array((red, green, blue), np.float32)
+    return result.astype(np.uint8)
 
 
 def _regions(sample: Sample) -> list[Region]:

@@ -51,18 +51,21 @@ class Times:
         return [bisect_left(self.shown, t) for t in self.keys] if self.keys else None
 
 
-def decode_video(open_file: Opening, item: str, sampling: Sampling, size: int, decoder: str = "pyav") -> Video:
+def decode_video(
+    open_file: Opening, item: str, sampling: Sampling, size: int, decoder: str = "pyav", form: str | None = None
+) -> Video:
     """The frames of a video file that a sampling chooses; the same ones every time.
 
     open_file: gives the path or the open file, several times. size: the shorter side of larger frames. decoder: ``pyav``, or
-    ``torchcodec``, which needs FFmpeg's libraries on the machine. A first pass reads the packets for their times, without decoding;
-    then each wanted frame is decoded from the last key frame before it. Raises ``BrokenItem(item, reason)`` for a file that is not
+    ``torchcodec``, which needs FFmpeg's libraries on the machine. form: the only container that is tried, by FFmpeg's name; None:
+    any. A first pass reads the packets for their times, without decoding; then each wanted frame is decoded from the last key frame
+    before it. Raises ``BrokenItem(item, reason)`` for a file that is not
     a video, damaged, truncated or above ``MAX_PIXELS``, DiptychError if a package is not installed.
     """
     av = need("av", extra="video", what=f"{item}: decoding a video")
     try:
         found: tuple[list[np.ndarray], list[int]] | None = None
-        with av.open(open_file()) as container:
+        with av.open(open_file(), format=form) as container:
             times = _packets(container, item, open_file)
             numbers = sampling.choose(times.seconds, times.key_numbers)
             if decoder == "pyav" and _rewound(container, times):
@@ -70,7 +73,7 @@ def decode_video(open_file: Opening, item: str, sampling: Sampling, size: int, d
         if decoder == "torchcodec":
             found = _by_torchcodec(open_file(), numbers, times, size, item), [times.shown[number] for number in numbers]
         elif found is None:
-            with av.open(open_file()) as container:
+            with av.open(open_file(), format=form) as container:
                 found = _frames(container, times, numbers, size)
     except BrokenItem:
         raise

@@ -11,7 +11,6 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -58,7 +57,7 @@ class Calibration:
 
     def __init__(self, background: Background, best: np.ndarray, total: int):
         self.background, self.best, self.total = background, np.sort(np.asarray(best, dtype=np.float64)), total
-        self.by_chance = Chance(background.absent)
+        self.by_chance, self.by_reading = Chance(background.absent), Chance(background.readers.absent)
 
     @property
     def texts(self) -> np.ndarray:
@@ -135,17 +134,9 @@ class Calibration:
         if not len(vectors):
             return Verdict(False, -np.inf, np.inf, 1.0, np.zeros(0), "there are no pictures to search in")
         scores = self.scores(query, vectors, text)
-        chance = self.chance(scores, searched)
-        top = int(scores[:TOP].argmax())
-        threshold = self.threshold(rate, searched)
-        present = bool(scores[top] > threshold)
-        percent = f"{100 * chance[top]:.0f} %" if chance[top] >= 0.01 else "less than 1 %"
-        reason = f"{percent} of unrelated queries reach as much here"
-        if not present:
-            reason = f"nothing here looks like that: {reason}"
-        return Verdict(present, float(scores[top]), threshold, float(chance[top]), 1 - chance, reason)
+        return verdict_of(scores, self.chance(scores, searched, text), self.threshold(rate, searched, text))
 
-    def chance(self, scores: np.ndarray, searched: int | None = None) -> np.ndarray:
+    def chance(self, scores: np.ndarray, searched: int | None = None, text: str = "") -> np.ndarray:
         """The share of queries for what is not there with a best hit as good as ``scores``, among ``searched`` pictures; float64 of
         the same shape.
 
@@ -153,16 +144,20 @@ class Calibration:
         texts' best hits in this collection; the maximum over a share of it is distributed as that power of the distribution.
         """
         if self.by_chance.known:
-            return self.by_chance.of(scores, searched or self.total)
+            return self._by_absent(text).of(scores, searched or self.total)
         below = np.searchsorted(self.best, scores, side="left")
         return 1 - (below / (len(self.best) + 1)) ** self._share(searched)
 
-    def threshold(self, rate: float, searched: int | None = None) -> float:
+    def threshold(self, rate: float, searched: int | None = None, text: str = "") -> float:
         """The score that this share of queries for what is not there reaches; infinite if there are too few texts to know."""
         if self.by_chance.known:
-            return self.by_chance.threshold(rate, searched or self.total)
+            return self._by_absent(text).threshold(rate, searched or self.total)
         rank = int(np.ceil((len(self.best) + 1) * (1 - rate) ** (1 / self._share(searched))))
         return float(self.best[max(rank, 1) - 1]) if rank <= len(self.best) else np.inf
+
+    def _by_absent(self, text: str) -> Chance:
+        """What chance reaches with the kind of score that a text gets."""
+        return self.by_reading if self.background.reads(text) else self.by_chance
 
     def _share(self, searched: int | None) -> float:
         return min(1.0, (searched or self.total) / self.total)
@@ -172,13 +167,8 @@ class Calibration:
 
         def write(p: Path) -> None:
             with p.open("wb") as file:
-                held: dict[str, Any] = {
-                    "words": np.array(self.background.words),
-                    "texts": self.texts,
-                    "pictures": self.background.pictures,
-                }
-                held["absent"] = self.background.absent
-                np.savez(file, version=VERSION, best=self.best, total=self.total, **held)
+                held = self.background.arrays()
+                np.savez(file, version=VERSION, best=self.best, total=self.total, **held)  # type: ignore[arg-type]
 
         write_atomically(path, write)
 
@@ -189,10 +179,20 @@ class Calibration:
             with np.load(path, allow_pickle=False) as held:
                 if int(held["version"]) > VERSION:
                     raise DiptychError(f"{path}: version {int(held['version'])} is newer than this Diptych; update it")
-                background = Background(held["words"].tolist(), held["texts"], held["pictures"], held["absent"])
-                return cls(background, held["best"], int(held["total"]))
+                return cls(Background.of_arrays(held), held["best"], int(held["total"]))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise DiptychError(f"{path}: cannot be read as a calibration ({error}); run `diptych index` again") from None
+
+
+def verdict_of(scores: np.ndarray, chance: np.ndarray, threshold: float) -> Verdict:
+    """The verdict on hits with these scores, each with the chance that an unrelated query has a best hit as good; float [K]."""
+    top = int(scores[:TOP].argmax())
+    present = bool(scores[top] > threshold)
+    percent = f"{100 * chance[top]:.0f} %" if chance[top] >= 0.01 else "less than 1 %"
+    reason = f"{percent} of unrelated queries reach as much here"
+    if not present:
+        reason = f"nothing here looks like that: {reason}"
+    return Verdict(present, float(scores[top]), threshold, float(chance[top]), 1 - chance, reason)
 
 
 def _best(scores: np.ndarray, k: int) -> np.ndarray:

@@ -21,21 +21,22 @@ from diptych.data.source import BrokenItem
 from diptych.index import columns as column_facts
 from diptych.index.calibrate import Calibration
 from diptych.index.catalog import Catalog
+from diptych.index.cutoff.rerank import Reranker
 from diptych.index.facts import Changes, PictureFacts
 from diptych.index.filters import Condition, Where, conditions_of, sql_of
 from diptych.index.judging import calibrate
 from diptych.index.map import Cluster, Map, map_of
 from diptych.index.move import finish_store, move_store
 from diptych.index.query import Answer, Hit, Query
-from diptych.index.search import search
+from diptych.index.search import search, steady
 from diptych.index.selections import Selections
 from diptych.index.stamp import check_stamp, stamp_of
 from diptych.index.stores import open_store, parse_store
 from diptych.index.stores.base import Store
 from diptych.index.stores.move import Moved
 from diptych.index.updating.lock import locked
-from diptych.index.updating.reading import hash_of
-from diptych.index.updating.scan import Collection, Item, absolute, collection
+from diptych.index.updating.reading import hash_of, picture_of
+from diptych.index.updating.scan import Collection, Item, absolute, check_clips, collection
 
 __all__ = ["Answer", "Changes", "Cluster", "Hit", "Index", "Map", "PictureFacts", "Query", "Where"]
 
@@ -88,8 +89,8 @@ class Index:
         addresses = [absolute(a) for a in ([address] if isinstance(address, str) else address)]
         if not addresses or len(set(addresses)) < len(addresses):
             raise DiptychError("an index needs addresses of data, each once")
-        for each in addresses:
-            collection(each, limit)  # a wrong address is an error before anything is written
+        # a wrong address, and clips for a model of pictures, are errors before anything is written
+        check_clips([collection(each, limit) for each in addresses], model)
         stamp = stamp_of(model, model_address)
         kind, options = parse_store("exact" if store == "auto" else store, options)
         info = {
@@ -191,10 +192,12 @@ class Index:
         return content
 
     def read(self, id: int) -> np.ndarray:
-        """The pixels of the picture of an id, uint8 [height, width, 3], upright. DiptychError as ``file``."""
+        """The pixels of the picture of an id, uint8 [height, width, 3], upright; of a clip eight of its frames as one picture.
+        DiptychError as ``file``.
+        """
         content = self.content(id)
         try:
-            return content if isinstance(content, np.ndarray) else decode(content, str(id))
+            return picture_of(content) if isinstance(content, np.ndarray) else decode(content, str(id))
         except BrokenItem as error:
             raise DiptychError(f"{self.path}: picture {error}") from error
 
@@ -279,19 +282,22 @@ class Index:
         filters: Mapping[str, Any] | None = None,
         fold: bool = True,
         cutoff: bool = True,
+        rerank: Reranker | None = None,
     ) -> Answer:
         """The n nearest pictures after the first ``offset``. An empty query lists the pictures, the latest first.
 
-        fold: near-duplicates are one hit, the best of them. cutoff: the answer says when there is nothing of the kind. DiptychError
+        fold: near-duplicates are one hit, the best of them. cutoff: the answer says when there is nothing of the kind. rerank: a
+        second model that puts the first 20 hits of a search by words in order and decides whether there is anything. DiptychError
         for a filter that does not exist, an id that is not there, or what the model cannot read.
         """
-        return search(self, query, model, n, offset, filters, fold, cutoff)
+        return steady(self, lambda: search(self, query, model, n, offset, filters, fold, cutoff, rerank))
 
     # --- changing ---
 
-    def update(self, model: Model, progress: Any = None, jobs: int | None = None) -> Changes:
+    def update(self, model: Model, progress: Any = None, jobs: int | None = None, graph: Any = None) -> Changes:
         """Brings the index up to date: new, changed, renamed and deleted pictures. Resumable: killed at any time, the next update
-        goes on. progress(done, of how many); jobs: threads that read pictures.
+        goes on. progress(done, of how many); jobs: threads that read pictures; graph(vectors, of how many): the progress of a store
+        that makes something of its vectors at the end.
 
         DiptychError for another model, a full disk, an index that another process writes; Interrupted on Ctrl-C, when what is done
         was kept.
@@ -304,21 +310,22 @@ class Index:
                 connection.execute("INSERT OR IGNORE INTO meta VALUES ('finished', '0')")
                 connection.execute("UPDATE meta SET value = '0' WHERE key = 'finished'")
             self._collections = {}
-            return update(self, model, progress, jobs)
+            return update(self, model, progress, jobs, graph)
 
-    def finish(self, store: Store, model: Model) -> None:
+    def finish(self, store: Store, model: Model, graph: Any = None) -> None:
         """The end of an update: the calibration, and what stores that approximate find."""
         calibrate(self, store, model)
-        finish_store(self, store)
+        finish_store(self, store, graph)
         with self.catalog.change() as connection:
             connection.execute("UPDATE meta SET value = '1' WHERE key = 'finished'")
 
-    def move(self, store: str, options: Mapping[str, Any] | None = None, progress: Any = None) -> Moved:
+    def move(self, store: str, options: Mapping[str, Any] | None = None, progress: Any = None, graph: Any = None) -> Moved:
         """Moves the vectors to a store of another kind (``milvus:URL`` for one elsewhere), with their ids; every vector and the top
-        10 are compared before the old store is let go. A move that was stopped goes on with the same call.
+        10 are compared before the old store is let go. A move that was stopped goes on with the same call. progress, graph: as of
+        ``update``.
         """
         with locked(self.path):
-            return move_store(self, store, options, progress)
+            return move_store(self, store, options, progress, graph)
 
     def map(self, model: Model | None = None, groups: int | None = None) -> Map:
         """Pictures that are alike near each other in the plane, in groups that the model names (default: the model that the

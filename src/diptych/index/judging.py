@@ -10,8 +10,11 @@ import numpy as np
 
 from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError
-from diptych.index.calibrate import REFERENCE, Calibration
-from diptych.index.cutoff.background import Background, captioned, embedded_texts, unrelated_texts
+from diptych.data.sources import open_source
+from diptych.index.calibrate import REFERENCE, TOP, Calibration
+from diptych.index.cutoff.background import PICTURES, TEXTS, Background, captioned, embedded_texts, unrelated_texts
+from diptych.index.cutoff.kept import kept
+from diptych.index.cutoff.rerank import Reranker
 
 if TYPE_CHECKING:
     from diptych.index.index import Index
@@ -25,9 +28,9 @@ SAMPLE = 20_000  # pictures of a large collection from which it is calibrated
 
 @dataclass(frozen=True)
 class Judged:
-    """relevance: of each hit, 0 to 1. nothing: there is nothing of the kind, for the ``reason``."""
+    """relevance: of each hit, 0 to 1; None: not judged. nothing: there is nothing of the kind, for the ``reason``."""
 
-    relevance: Sequence[float]
+    relevance: Sequence[float | None]
     nothing: bool
     reason: str
 
@@ -63,14 +66,20 @@ def calibrate(index: Index, store: Store, model: Model) -> None:
 
 
 def background(model: Model, address: str | None) -> Background:
-    """What is compared with: the packaged texts, or texts and pictures of data with captions."""
+    """What is compared with: the packaged texts, or texts and pictures of data with captions. Kept for each model (``kept``)."""
     if address is not None:
-        made = captioned(address, model)
+        about = f"data {address} {open_source(address).fingerprint()} {PICTURES} {TEXTS}"
+        made = kept(model, about, lambda: captioned(address, model), Background.arrays, Background.of_arrays)
         if len(made.absent):  # otherwise its captions have too few words in common to say what a picture does not show
             return made
     words = unrelated_texts()
-    vectors = embedded_texts(model, words)
-    return Background(words, vectors, np.zeros((0, vectors.shape[1]), np.float32))
+
+    def of_words() -> Background:
+        """The texts with their vectors, without pictures."""
+        vectors = embedded_texts(model, words)
+        return Background(words, vectors, np.zeros((0, vectors.shape[1]), np.float32))
+
+    return kept(model, f"texts {words}", of_words, Background.arrays, Background.of_arrays)
 
 
 def _load(index: Index) -> Calibration | None:
@@ -92,19 +101,62 @@ def calibration(index: Index) -> Calibration | None:
     return kept[1]
 
 
-def judge(index: Index, query: Query, vector: np.ndarray, ids: Sequence[int], best: Sequence[int], total: int) -> Judged | None:
+def judge(index: Index, query: Query, vector: np.ndarray, ids: Sequence[int], total: int, part: slice) -> Judged | None:
     """The verdict on hits; None where the index has no calibration, or nothing was searched for by words.
 
-    ids: the hits; best: the first hits of the search, which decide whether there is anything; total: pictures that were searched.
+    ids: the hits, best first; the first ones decide whether there is anything. total: pictures that were searched. part: the hits
+    that get a relevance, apart from the first ones.
     """
     known = calibration(index)
     if known is None or not (query.texts or query.without) or query.images or query.like:
         return None
     text = query.texts[0] if len(query.texts) == 1 and not query.without else ""
-    every = np.unique(np.array([*ids, *best], np.int64))
-    vectors = index.store.vectors(every)
-    verdict = known.judge(vector, vectors[np.searchsorted(every, np.array(best, np.int64))], text=text, searched=total)
-    if not ids:
-        return Judged((), not verdict.present, verdict.reason)
-    shown = known.judge(vector, vectors[np.searchsorted(every, np.array(ids, np.int64))], text=text, searched=total)
-    return Judged([float(r) for r in shown.relevance], not verdict.present, verdict.reason)
+    rows = sorted({*range(len(ids))[:TOP], *range(len(ids))[part]})
+    verdict = known.judge(vector, _vectors(index, [ids[i] for i in rows]), text=text, searched=total)
+    relevance: list[float | None] = [None] * len(ids)
+    for i, value in zip(rows, verdict.relevance, strict=True):
+        relevance[i] = float(value)
+    return Judged(relevance, not verdict.present, verdict.reason)
+
+
+def readable(query: Query) -> bool:
+    """Whether a query is of words alone, which a second model can judge."""
+    return bool(query.texts) and not (query.images or query.like or query.without_images or query.without_like)
+
+
+def rejudged(
+    index: Index, query: Query, vector: np.ndarray, ids: Sequence[int], total: int, part: slice, rerank: Reranker
+) -> tuple[Judged | None, list[int]]:
+    """The verdict of a second model on the first hits, and the order of all of them: the first ones by its scores, best first, then
+    the others as they are, without a relevance. One without a cut-off of its own leaves the verdict to the first model.
+
+    A picture that cannot be read, because it changed or is gone, comes after those that can.
+    """
+    images, read = [], []
+    for i, id in enumerate(ids[:TOP]):
+        try:
+            images.append(index.read(id))
+            read.append(i)
+        except DiptychError:
+            continue
+    if not read:
+        return judge(index, query, vector, ids, total, part), list(range(len(ids)))
+    scores = rerank.scores(images, query.texts, query.without)
+    first = [read[i] for i in np.argsort(-scores, kind="stable")]
+    order = [*first, *sorted(set(range(len(ids))) - set(first))]
+    if not rerank.judges:
+        before = judge(index, query, vector, ids, total, part)
+        if before is None:
+            return None, order
+        return Judged([before.relevance[i] for i in order], before.nothing, before.reason), order
+    text = query.texts[0] if len(query.texts) == 1 and not query.without else ""
+    verdict = rerank.judge(np.sort(scores)[::-1], total, text)
+    missing: list[float | None] = [None] * (len(ids) - len(read))
+    return Judged([*(float(r) for r in verdict.relevance), *missing], not verdict.present, verdict.reason), order
+
+
+def _vectors(index: Index, ids: Sequence[int]) -> np.ndarray:
+    """Vectors of hits, in their order."""
+    wanted = np.array(ids, np.int64)
+    every = np.unique(wanted)
+    return index.store.vectors(every)[np.searchsorted(every, wanted)]

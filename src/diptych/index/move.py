@@ -11,38 +11,54 @@ import numpy as np
 from diptych.core.errors import DiptychError
 from diptych.core.extras import installed
 from diptych.core.files import write_json
+from diptych.index.judging import calibration
 from diptych.index.stores import EXACT_TO, open_store, parse_store
-from diptych.index.stores.base import Rows, Store
+from diptych.index.stores.base import Rows, Store, settle
 from diptych.index.stores.move import Moved
 from diptych.index.stores.move import move as move_vectors
-from diptych.index.stores.recall import measure
+from diptych.index.stores.recall import Recall, measure, probes
 
 if TYPE_CHECKING:
     from diptych.index.index import Index
 
+QUERIES = 100  # texts, and queries near the pictures, by which a store is measured
+Progress = Callable[[int, int], object]  # done, of how many
 GROWN = 0.1  # a store that grew or shrank by a larger share is measured again
 
 
-def finish_store(index: Index, store: Store) -> None:
+def finish_store(index: Index, store: Store, graph: Progress | None = None) -> None:
     """What an update ends with: a store that approximates is brought up to date and measured; beyond a million pictures, an index
     of which the store was not chosen moves to one of another kind.
     """
     held = index.info["store"]
     if held["auto"] and held["kind"] == "exact" and len(store) > EXACT_TO and installed("faiss"):
-        move_store(index, "auto", None, None)
+        move_store(index, "auto", None, None, graph)
         return
     if held["kind"] == "exact":
         return
-    settle = getattr(store, "settle", None)
-    if settle is not None:
-        settle()
+    texts = texts_of(index)
+    settle(store, texts, graph)
     before = held.get("recall")
     if before is None or abs(before["count"] - len(store)) > GROWN * before["count"]:
-        held["recall"] = measure(store).as_json()
+        held["recall"] = measured(store, texts).as_json()
         write_json(index.path / "index.json", index.info)
 
 
-def move_store(index: Index, store: str, options: Mapping[str, Any] | None, progress: Callable[[int, int], None] | None) -> Moved:
+def texts_of(index: Index) -> np.ndarray | None:
+    """Vectors of texts, as queries of another kind than pictures; None for a model without them."""
+    known = calibration(index)
+    return None if known is None else known.texts[:: max(1, len(known.texts) // QUERIES)][:QUERIES]
+
+
+def measured(store: Store, texts: np.ndarray | None) -> Recall:
+    """What a store finds for queries near the pictures, and for texts."""
+    near = probes(store, QUERIES)
+    return measure(store, near if texts is None or not len(near) else np.concatenate([near, texts]))
+
+
+def move_store(
+    index: Index, store: str, options: Mapping[str, Any] | None, progress: Progress | None, graph: Progress | None = None
+) -> Moved:
     """``Index.move``, with the index locked. The old store is there until the new one is complete and was compared with it."""
     from diptych.index.updating.update import recover, store_row
 
@@ -63,8 +79,9 @@ def move_store(index: Index, store: str, options: Mapping[str, Any] | None, prog
             known = index.catalog.rows_of(ids.tolist())
             return [store_row(known[int(i)], index.addresses) for i in ids]
 
-        moved = move_vectors(source, target, rows, None, progress)
-        recall = None if kind == "exact" else measure(target).as_json()
+        texts = texts_of(index)
+        moved = move_vectors(source, target, rows, None, progress, texts, graph)
+        recall = None if kind == "exact" else measured(target, texts).as_json()
     finally:
         source.close()
         target.close()

@@ -55,7 +55,8 @@ class Hit:
 @dataclass(frozen=True)
 class Answer:
     """The hits, best first. nothing: there is nothing of the kind, for the ``reason``; the hits are the nearest nevertheless.
-    total: pictures that fulfil the filters. seconds: the time of the search, vectors of the query included.
+    total: pictures that fulfil the filters. seconds: the time of the search, vectors of the query included. reranked: a second
+    model judged the first hits.
     """
 
     hits: tuple[Hit, ...]
@@ -63,6 +64,7 @@ class Answer:
     reason: str
     total: int
     seconds: float
+    reranked: bool = False
 
 
 def vector_of(query: Query, model: Model, vectors: Callable[[np.ndarray], np.ndarray], weight: float = NEGATIVE) -> np.ndarray:

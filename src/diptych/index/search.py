@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +11,9 @@ import numpy as np
 from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError
 from diptych.index.calibrate import TOP
+from diptych.index.cutoff.rerank import Reranker
 from diptych.index.filters import Where, sql_of
-from diptych.index.judging import judge
+from diptych.index.judging import judge, readable, rejudged
 from diptych.index.query import Answer, Hit, Query, vector_of
 
 if TYPE_CHECKING:
@@ -21,6 +22,18 @@ if TYPE_CHECKING:
 ATTEMPTS = 3  # of a search during updates
 MOST = 100_000  # hits that one search may go through
 SOME = 400  # values in one statement
+
+
+def steady(index: Index, search: Callable[[], Answer]) -> Answer:
+    """The answer of a search. An update may change the index under it, so that rows and vectors do not fit: it begins again."""
+    for _ in range(ATTEMPTS):
+        before = index.catalog.generation()
+        try:
+            return search()
+        except DiptychError:
+            if index.catalog.generation() == before:
+                raise
+    return search()
 
 
 def search(
@@ -32,28 +45,9 @@ def search(
     filters: Mapping[str, Any] | None,
     fold: bool,
     cutoff: bool,
+    rerank: Reranker | None,
 ) -> Answer:
-    """``Index.search``. An update may change the index under a search, so that rows and vectors do not fit: it begins again."""
-    for _ in range(ATTEMPTS):
-        before = index.catalog.generation()
-        try:
-            return _search(index, query, model, n, offset, filters, fold, cutoff)
-        except DiptychError:
-            if index.catalog.generation() == before:
-                raise
-    return _search(index, query, model, n, offset, filters, fold, cutoff)
-
-
-def _search(
-    index: Index,
-    query: Query,
-    model: Model,
-    n: int,
-    offset: int,
-    filters: Mapping[str, Any] | None,
-    fold: bool,
-    cutoff: bool,
-) -> Answer:
+    """``Index.search``, of an index that does not change meanwhile."""
     began = time.perf_counter()
     if n < 1 or offset < 0 or n + offset > MOST:
         raise DiptychError(f"n={n}, offset={offset}: expected n from 1 and offset from 0, together at most {MOST:,}")
@@ -68,20 +62,26 @@ def _search(
             raise DiptychError(f"{index.path}: there is no picture {id} to compare with")
     vector = vector_of(query, model, store.vectors)
     total = len(index) if where is None else len(where.ids())
-    ids, scores, leader = _nearest(index, vector, where, n + offset, fold, set(query.like), total)
-    best, ids, scores = ids[:TOP], ids[offset : offset + n], scores[offset : offset + n]
+    part, again = slice(offset, offset + n), rerank is not None and readable(query)
+    wanted = max(n + offset, TOP) if again or cutoff else n + offset
+    ids, scores, leader = _nearest(index, vector, where, wanted, fold, set(query.like), total)
+    if again:
+        assert rerank is not None
+        verdict, order = rejudged(index, query, vector, ids, total, part, rerank)
+        ids, scores = [ids[i] for i in order], [scores[i] for i in order]
+    else:
+        verdict = judge(index, query, vector, ids, total, part) if cutoff else None
+    relevance = (verdict.relevance if verdict is not None else [None] * len(ids))[part]
+    ids, scores = ids[part], scores[part]
     twins = _twins(index, vector, where, ids, leader, set(query.like)) if fold else {}
-    verdict = judge(index, query, vector, ids, best, total) if cutoff else None
-    relevance = verdict.relevance if verdict is not None else [None] * len(ids)
     known_facts = index.catalog.facts(ids, index.addresses)
     hits = tuple(
         Hit(id, score, fit, known_facts[id], twins.get(id, ()))
         for id, score, fit in zip(ids, scores, relevance, strict=True)
         if id in known_facts
     )
-    nothing = verdict is not None and verdict.nothing
-    reason = verdict.reason if verdict is not None else ""
-    return Answer(hits, nothing, reason, total, time.perf_counter() - began)
+    nothing, reason = (verdict.nothing, verdict.reason) if verdict is not None and cutoff else (False, "")
+    return Answer(hits, nothing, reason, total, time.perf_counter() - began, again)
 
 
 def _nearest(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from diptych.core.errors import DiptychError
 from diptych.core.sample import Sample, captioned
+from diptych.data.clips import as_video
 from diptych.data.image import decode
 from diptych.data.source import BrokenItem, Problem
 from diptych.data.sources.base import split_rows
@@ -66,7 +67,8 @@ class IndexSource:
             known = getattr(self._index.collection(source), "source", None)
             more |= dict.fromkeys(getattr(known, "fields", ()))
         text = ("text",) if any(row["caption"] for row in self._rows) else ()
-        return tuple(dict.fromkeys(("image", *text, *more)))
+        clips = all(self._index.collection(source).of_clips for source in {row["source"] for row in self._rows})
+        return tuple(dict.fromkeys(("video" if clips else "image", *text, *more)))
 
     @property
     def classes(self) -> list[str] | None:
@@ -108,6 +110,10 @@ class IndexSource:
 
     def _sample(self, row: dict[str, Any], image: Any = None) -> Sample:
         captions = self._captions(row)
+        if getattr(image, "ndim", 3) == 4:
+            clip = as_video(image, row["name"])
+            text = captioned(captions) if captions else None
+            return Sample(row["name"], json.loads(row["columns"]), video=clip, text=text)
         return Sample(row["name"], json.loads(row["columns"]), image=image, text=captioned(captions) if captions else None)
 
     @staticmethod

@@ -6,25 +6,22 @@ A folder with adapted.json (the model's address, the classes, how and on what th
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diptych.core.capabilities import Adapter, Image, Model, one_or_many
-from diptych.core.errors import DiptychError
-from diptych.core.files import check_format, read_json, write_json
+from diptych.core.capabilities import Image, Model, one_or_many
+from diptych.core.files import write_json
 from diptych.inference.heads import Head, load_head
-from diptych.inference.scored import ScoreVectors
+from diptych.inference.onbase import Load, OnBase, base_facts, opened
 
 FILE = "adapted.json"
 FORMAT = 1
-Load = Callable[[str, str], Model]  # address, device
 
 
-class AdaptedModel(Adapter):
+class AdaptedModel(OnBase):
     """Names the classes of images (the capability "classify"); everything else is the model's own.
 
     classes: their names, in the order of the probabilities. temperature: by which logits are divided, so that probabilities fit the
@@ -53,17 +50,7 @@ class AdaptedModel(Adapter):
     def save(self, folder: Path, address: str) -> None:
         """Writes the head, its classes and what is known about it to the folder, for ``load``. address: of the model itself."""
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(
-            folder / FILE,
-            {
-                "format": FORMAT,
-                "model": address,
-                "relative": relative_to(address, folder),
-                "key": getattr(self.base, "key", None),
-                "scores": list(self.base.texts) if isinstance(self.base, ScoreVectors) else None,  # what its vectors are
-                **self.facts(folder),
-            },
-        )
+        write_json(folder / FILE, {**base_facts(self.base, address, folder, FORMAT), **self.facts(folder)})
 
     def facts(self, folder: Path) -> dict[str, Any]:
         """What it adds to the model itself, as plain data; the head's arrays are written to the folder."""
@@ -80,19 +67,7 @@ class AdaptedModel(Adapter):
 
         Raises DiptychError if the model cannot be loaded, or has other weights than when the head was learned.
         """
-        try:
-            data = read_json(folder / FILE)
-        except ValueError as error:
-            raise DiptychError(f"{folder / FILE}: cannot be read ({error}); adapt the model again") from None
-        check_format(data.get("format"), FORMAT, str(folder / FILE))
-        base = load(address_now(data, folder), device)
-        if data.get("scores"):
-            base = ScoreVectors(base, data["scores"])
-        if (now := getattr(base, "key", None)) != data["key"]:
-            raise DiptychError(
-                f"{folder}: {data['model']} has other weights now than when its classes were learned ({data['key']}, now {now}); "
-                "adapt it again"
-            )
+        data, base = opened(folder / FILE, FORMAT, load, device, "classes")
         return cls(folder.name, base, load_head(folder, data["head"]), data["classes"], data["temperature"], data["about"])
 
     # --- capabilities ---
@@ -119,29 +94,3 @@ class AdaptedModel(Adapter):
         e = np.exp(logits - logits.max(-1, keepdims=True))
         probabilities: np.ndarray = (e / e.sum(-1, keepdims=True)).astype(np.float32)
         return probabilities
-
-    def embed_image(self, images: Sequence[Image]) -> np.ndarray:
-        """The model's own unit vectors, float32 [N, E]."""
-        return self.base.embed_image(images)
-
-    def embed_text(self, texts: Sequence[str]) -> np.ndarray:
-        """The model's own unit vectors, float32 [N, E]."""
-        return self.base.embed_text(texts)
-
-    def score(self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None) -> np.ndarray:
-        """The model's own scores, float32 [N, M], or [P] for ``pairs``."""
-        return self.base.score(images, texts, pairs)
-
-
-def relative_to(address: str, folder: Path) -> str | None:
-    """A model's path as seen from a folder, so that both can be moved together; None for one that is not a local path."""
-    local = Path(address.partition(":")[2] if address.startswith("hf:") else address)
-    return os.path.relpath(local, folder) if local.exists() else None
-
-
-def address_now(data: dict[str, Any], folder: Path) -> str:
-    """Where the model of a file is now: next to the folder as it was, or at its address."""
-    address = str(data["model"])
-    if data["relative"] is not None and (moved := folder / data["relative"]).exists():
-        return f"hf:{moved}" if address.startswith("hf:") else str(moved)
-    return address

@@ -8,7 +8,7 @@ Shapes: N items, E width of the vectors.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from safetensors.numpy import load_file, save_file
 from diptych.core.arrays import unit_rows
 from diptych.core.capabilities import Adapter, Image, Model, one_or_many
 from diptych.core.errors import DiptychError
-from diptych.core.files import check_format, read_json, write_atomically, write_json
-from diptych.inference.adapted import address_now, relative_to
+from diptych.core.files import write_atomically, write_json
+from diptych.inference.onbase import Load, base_facts, opened
 
 FILE = "mapped.json"
 WEIGHTS = "maps.safetensors"
@@ -91,29 +91,15 @@ class MappedModel(Adapter):
         """Writes the maps and what is known about them, for ``load``. address: of the model itself."""
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / WEIGHTS, lambda path: save_file(self.maps.arrays(), path))
-        key = getattr(self.base, "key", None)
-        write_json(
-            folder / FILE,
-            {"format": FORMAT, "model": address, "relative": relative_to(address, folder), "key": key, "about": self.about},
-        )
+        write_json(folder / FILE, {**base_facts(self.base, address, folder, FORMAT), "about": self.about})
 
     @classmethod
-    def load(cls, folder: Path, load: Callable[[str, str], Model], device: str = "auto") -> MappedModel:
+    def load(cls, folder: Path, load: Load, device: str = "auto") -> MappedModel:
         """The model that ``save`` wrote. load: of the model itself, by its address.
 
         Raises DiptychError if the model cannot be loaded, or has other weights than when the maps were learned.
         """
-        try:
-            data = read_json(folder / FILE)
-        except ValueError as error:
-            raise DiptychError(f"{folder / FILE}: cannot be read ({error}); adapt the model again") from None
-        check_format(data.get("format"), FORMAT, str(folder / FILE))
-        base = load(address_now(data, folder), device)
-        if (now := getattr(base, "key", None)) != data["key"]:
-            raise DiptychError(
-                f"{folder}: {data['model']} has other weights now than when its maps were learned ({data['key']}, now {now}); "
-                "adapt it again"
-            )
+        data, base = opened(folder / FILE, FORMAT, load, device, "maps")
         try:
             held = load_file(folder / WEIGHTS)
             maps = Maps(*(SideMap(held[f"{side}.centre"], held[f"{side}.change"]) for side in ("image", "text")))

@@ -26,9 +26,11 @@ from diptych.data.fields.text import tokenized
 from diptych.data.image import as_pixels, resize
 from diptych.inference.able import capabilities_of, missing_fields, read_from
 from diptych.inference.chat import Answering, asked_with
+from diptych.inference.clips.attended import frame_weights
 from diptych.inference.compose import Composer, Following
 from diptych.inference.fewshot import FewShot
 from diptych.inference.generate import Decoding, decoding_of, draw, write
+from diptych.inference.locating.run import Locates, ways_of
 from diptych.inference.talking import Talking
 from diptych.inference.texts.alone import TextAlone
 from diptych.models.vlm import VLM
@@ -44,7 +46,7 @@ Scores = Tensor | tuple[Tensor, ...]  # of one kind, or of several at once
 PairScorer = Callable[[Pass, Tensor, Tensor], Scores]
 
 
-class TrainedModel(Talking):
+class TrainedModel(Talking, Locates):
     """Weights of a run behind the capabilities of ``diptych.core.capabilities.Model``."""
 
     def __init__(self, name: str, recipe: Recipe, model: VLM, objectives: torch.nn.ModuleDict, device: torch.device):
@@ -52,6 +54,7 @@ class TrainedModel(Talking):
         self.model, self.objectives = model.eval(), objectives.eval()
         self.device = device
         self.key: str | None = None  # identifies the weights, so that results can be kept
+        self.place: Path | None = None  # the directory of the run
         self.autocast = use_bf16(recipe.precision, device)
         self.answering: Answering | None = None  # if it learned from conversations
         self.scorer = score_of(recipe.score, model, self.objectives.values())
@@ -62,6 +65,7 @@ class TrainedModel(Talking):
         can_score = {"score": bool(self.scorer), "score_all": self._all_at_once, "score_sides": self._two_sided}
         scored = not missing_fields(model, needed, self.shows)
         self.capabilities = able | {name for name, can in can_score.items() if can and scored}
+        self.capabilities |= {"locate"} if ways_of(self) else set()
         if "prompt" in able:
             self.answering = Answering(model, chat_of(recipe, model), self._images, self._inference)
         scales = [getattr(objective, "scale", None) for objective in self.objectives.values()]
@@ -77,7 +81,7 @@ class TrainedModel(Talking):
         found, where = restored(run, checkpoint, averaged), pick_device(device)
         torch.manual_seed(found.recipe.seed)
         trained = cls(run.name, found.recipe, found.model.to(where), found.objectives.to(where), where)
-        trained.key = checkpoint_key(found.checkpoint)
+        trained.key, trained.place = checkpoint_key(found.checkpoint), run
         return trained
 
     # --- capabilities ---
@@ -156,6 +160,10 @@ class TrainedModel(Talking):
                 for every, scores in zip(out, made, strict=True):
                     every[i : i + len(scores), j : j + scores.shape[1]] = scores
         return out or [np.empty((len(images), len(texts)), dtype=np.float32)] * 2
+
+    def frame_weights(self, clips: Sequence[Image], texts: Sequence[str]) -> list[np.ndarray] | None:
+        """How much each frame of a clip counts for its text (``attended.frame_weights``); None: the model has no such weights."""
+        return frame_weights(self, clips, texts)
 
     def loglikelihood(
         self, images: Sequence[Image], texts: Sequence[str], prompt: Prompt = "", examples: Examples = ()

@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from diptych.models.vlm import VLM
 
 TOWERS = {f"parts.{part}.kind={kind}" for part in ("vision", "text") for kind in ("clip", "siglip", "class", "bert", "coca")}
-FAMILIES = {"transformers": ("clip", "siglip", "blip", "flava", "llava", "blip2", "chameleon"), "open_clip": ("open_clip", "coca")}
+FAMILIES = {
+    "transformers": ("clip", "siglip", "blip", "flava", "llava", "blip2", "chameleon", "videomae"),
+    "open_clip": ("open_clip", "coca"),
+}
+FAMILIES = {
+    "transformers": ("clip", "siglip", "blip", "flava", "llava", "video_llava", "blip2", "chameleon"),
+    "open_clip": ("open_clip", "coca"),
+}
 
 
 def families_of(format: str) -> list[Family]:

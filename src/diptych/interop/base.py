@@ -201,6 +201,7 @@ class Family:
     starts: ClassVar[bool] = (
         False  # whether a run can start from its weights: options, structure and shift are defined, and name is its model_type
     )
+    kind: ClassVar[str] = ""  # of our parts that have its structure; "": those called as the family is
     masked: ClassVar[bool] = True  # whether texts come with an attention mask
     scores: ClassVar[tuple[str, ...]] = ()  # the scores for which this class is chosen, if a run fits several
     processor: ClassVar[str] = ""  # the class of transformers that holds tokenizer and image processor

@@ -64,7 +64,12 @@ def of_conversations(chat: Chat, known: set[str]) -> str:
     return "".join([*steps, "{%- set messages = all.turns -%}", chat.template])
 
 
-def of_captions(bos: str, eos: str, opening: str = "") -> str:
-    """[BOS], the opening of a caption, the image, and the words so far; [EOS] after each assistant turn."""
+def of_captions(bos: str, eos: str, opening: str = "", mark: str = IMAGE) -> str:
+    """[BOS], the opening of a caption, the image, and the words so far; [EOS] after each assistant turn.
+
+    mark: in place of what the parts of a message show: ``<image>``, or ``<video>`` of parts of the type video.
+    """
+    kind = mark.strip("<>")
+    steps = CAPTIONS.replace("('image', 'image_url')", f"('{kind}', '{kind}_url')")
     tokens = f"{{%- set bos_token = {json.dumps(bos)} -%}}{{%- set eos_token = {json.dumps(eos)} -%}}"
-    return tokens + CAPTIONS.replace("OPENING", json.dumps(opening + IMAGE))
+    return tokens + steps.replace("OPENING", json.dumps(opening + mark))

@@ -56,6 +56,7 @@ class LinearSpace(Part):
 
     @provides("{image}.embedding", "{image}.tokens")
     @provides("{video}.embedding", "{video}.tokens")
+    @provides("{regions}.embedding", "{regions}.tokens")
     def image_embedding(self, tokens: Tokens) -> Tensor:
         """[B, E]"""
         return unit(self.image(tokens.pooled))
@@ -208,7 +209,11 @@ SPACE: dict[str, Any] = {
     "residual": ResidualSpace,
     "queries": QuerySpace,
     "states": StateSpace,
+    "deep": "diptych.models.vision.grouping:DeepSpace",
+    "attention": "diptych.models.time.factorised:PooledSpace",
+    "iterative": "diptych.models.time.approximation:IterativeSpace",
     "projected_states": "diptych.models.language.retrieval:ProjectedStates",
     "queries_and_states": "diptych.models.language.retrieval:QueriesAndStates",
     "retrieval_token": "diptych.models.language.retrieval:RetrievalToken",
+    "region_queries": "diptych.models.regions.queries:RegionSpace",
 }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.config.recipe import PARTS, PartSpec, Recipe
-from diptych.core.batch import Batch, Images
+from diptych.core.batch import Batch, Images, Videos
 from diptych.core.encodings import Pass
 from diptych.core.errors import DiptychError, nearest
 from diptych.core.graph import Graph, Provider
@@ -25,6 +25,7 @@ from diptych.models.language.lm import LM
 from diptych.models.layers.attention import Transformer
 from diptych.models.layers.rotary import RotaryTransformer
 from diptych.models.part import Part
+from diptych.models.regions import GROUNDING, REGIONS
 from diptych.models.space import SPACE
 from diptych.models.teachers import Teacher
 from diptych.models.text.towers import TEXT
@@ -40,6 +41,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "text": TEXT,
     "connector": CONNECTOR,
     "fusion": FUSION,
+    "regions": REGIONS,
+    "grounding": GROUNDING,
     "decoder": DECODER,
     "lm": LM,
     "quantizer": QUANTIZER,
@@ -214,23 +217,24 @@ class VLM(nn.Module):
                     module.compile(backend=backend)
 
     def encode(self, batch: Batch, wanted: Collection[str] = ()) -> Pass:
-        """The pass over a batch. In training a stage's patch dropout is drawn here, anew for every image (FLIP, Li et al. 2023,
-        §3).
+        """The pass over a batch. In training a stage's patch dropout is drawn here, anew for every image and every frame of a clip
+        (FLIP, Li et al. 2023, §3).
 
         wanted: the encodings that will be asked for, as far as known.
         """
         if self.training and self.patch_dropout:
-            n = int(self.part("vision").tokens)
             images = {name: f for name, f in batch.fields.items() if isinstance(f, Images)}
+            clips = {name: f for name, f in batch.fields.items() if isinstance(f, Videos)}
             batch = batch.with_(
-                **{
-                    name: replace(
-                        f, keep=random_keep(len(f), n, self.patch_dropout, f.pixels.device)[0]
-                    )  # drawn anew for every image
-                    for name, f in images.items()
-                }
+                **{name: self._part_of(f) for name, f in images.items()},
+                **{name: replace(f, frames=self._part_of(f.frames)) for name, f in clips.items()},
             )
         return Pass(self, batch, wanted=wanted)
+
+    def _part_of(self, images: Images) -> Images:
+        """The images without the stage's share of their patches, drawn anew for every image."""
+        n, device = int(self.part("vision").tokens), images.pixels.device
+        return replace(images, keep=random_keep(len(images), n, self.patch_dropout, device)[0])
 
     def saved_state(self) -> dict[str, Tensor]:
         """The weights a checkpoint must hold: all except those that a part loads from its package and that never change, and those

@@ -31,8 +31,14 @@ from diptych.objectives.nova import TextPrediction
 from diptych.objectives.prompted.cocoop import ConditionalPrompts
 from diptych.objectives.prompted.mmrl import Represented
 from diptych.objectives.sparc import GroupedTokens
+from diptych.objectives.video.codes import FitCodebook, MaskedWordsAndCodes
+from diptych.objectives.video.distilled import MaskedDistillation
+from diptych.objectives.video.frames import MaskedFrames
 from diptych.objectives.video.grained import MultiGrained
+from diptych.objectives.video.granular import Granularities
+from diptych.objectives.video.merlot import FrameContrast, FrameOrder, MaskedSpeech
 from diptych.objectives.video.order import TimeOrder
+from diptych.objectives.video.tubes import MaskedTubes
 from diptych.objectives.vqvae import Reconstruction
 
 if TYPE_CHECKING:
@@ -42,7 +48,11 @@ if TYPE_CHECKING:
 OBJECTIVES: dict[str, Any] = {
     "answers": Answers,
     "class_names": ClassNames,
+    "codebook": FitCodebook,
     "distillation": Distillation,
+    "frame_contrast": FrameContrast,
+    "frame_order": FrameOrder,
+    "granularities": Granularities,
     "document_similarity": DocumentSimilarity,
     "document_words": DocumentWords,
     "each_tower": EachTower,
@@ -59,15 +69,36 @@ OBJECTIVES: dict[str, Any] = {
     "query_contrast": QueryContrast,
     "matching": Matching,
     "masked_words": MaskedWords,
+    "masked_frames": MaskedFrames,
+    "masked_words_and_codes": MaskedWordsAndCodes,
     "masked_patches": MaskedPatches,
     "masked_codes": MaskedCodes,
     "masked_text": MaskedText,
+    "masked_tubes": MaskedTubes,
     "masked_both": MaskedBoth,
+    "masked_distillation": MaskedDistillation,
+    "masked_speech": MaskedSpeech,
     "mmrl": Represented,
     "multi_grained": MultiGrained,
     "next_token": NextToken,
     "long_next_token": LongWords,
     "reconstruction": Reconstruction,
+    "region_contrast": "diptych.objectives.regions.pairs:RegionContrast",
+    "region_sigmoid": "diptych.objectives.regions.pairs:RegionSigmoid",
+    "region_matching": "diptych.objectives.regions.pairs:RegionMatching",
+    "region_words": "diptych.objectives.regions.pairs:RegionWords",
+    "region_negatives": "diptych.objectives.regions.wrong:RegionNegatives",
+    "phrase_contrast": "diptych.objectives.regions.wrong:PhraseContrast",
+    "region_concepts": "diptych.objectives.regions.concepts:RegionConcepts",
+    "grounding": "diptych.objectives.regions.anchors:Grounding",
+    "anchor_concepts": "diptych.objectives.regions.anchors:AnchorConcepts",
+    "query_regions": "diptych.objectives.regions.queries:QueryRegions",
+    "several_texts": "diptych.objectives.several:SeveralTexts",
+    "sub_captions": "diptych.objectives.several:SubCaptions",
+    "wrong_captions": "diptych.objectives.regions.structured:WrongCaptions",
+    "hinge": "diptych.objectives.regions.structured:Hinge",
+    "region_masks": "diptych.objectives.regions.masks:RegionMasks",
+    "boxes": "diptych.objectives.regions.boxes:Boxes",
     "prior_next_token": PriorNextToken,
     "prompt_regression": PromptRegression,
     "sentence_contrast": SentenceContrast,

@@ -30,7 +30,8 @@ def prediction_head(width: int, vocabulary: int, tower: Any) -> nn.Sequential:
     """A layer, then one number for each code or word: [..., D] → [..., V]. Its norm has the same epsilon as those of the tower that
     gives the tokens.
     """
-    eps = tower.transformer.norm.eps
+    last = tower.transformer.norm
+    eps = (tower.transformer.blocks[-1].norm2 if isinstance(last, nn.Identity) else last).eps  # of BERT, within its blocks
     return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps), nn.Linear(width, vocabulary))
 
 

@@ -60,12 +60,14 @@ def mask_words(
     noise = torch.rand(ids.shape, device=ids.device).masked_fill(~words, 2.0)
     rank = noise.argsort(1).argsort(1)
     hidden = (rank < hidden_counts(words, share)[:, None]) & words
-    changed = ids.masked_fill(hidden, MASK)
-    if replace == "bert":
-        luck = torch.rand(ids.shape, device=ids.device)
-        other = torch.randint(len(SPECIALS), vocabulary, ids.shape, device=ids.device)
-        changed = torch.where(hidden & (luck >= 0.8), torch.where(luck < 0.9, other, ids), changed)
-    return changed, hidden
+    return (bert_noise(ids, hidden, vocabulary) if replace == "bert" else ids.masked_fill(hidden, MASK)), hidden
+
+
+def bert_noise(ids: Tensor, hidden: Tensor, vocabulary: int) -> Tensor:
+    """ids [B, T] with [MASK] in 80 % of the places that are hidden, a random word in 10 %, and the word itself in 10 %."""
+    luck = torch.rand(ids.shape, device=ids.device)
+    other = torch.randint(len(SPECIALS), vocabulary, ids.shape, device=ids.device)
+    return torch.where(hidden, torch.where(luck < 0.8, MASK, torch.where(luck < 0.9, other, ids)), ids)
 
 
 def patchify(pixels: Tensor, patch: int) -> Tensor:

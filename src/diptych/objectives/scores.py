@@ -148,6 +148,7 @@ SCORES: dict[str, Any] = {
     "similarity": Similarity,
     "video_similarity": VideoSimilarity,
     "best_tokens": BestTokens,
+    "best_region": "diptych.objectives.regions.queries:BestRegion",
     "likelihood": Likelihood,
     "image_likelihood": ImageLikelihood,
     "image_information": ImageInformation,

@@ -30,6 +30,10 @@ class Settings:
     max_pixels: int = 50_000_000  # of a picture, known from its header
     max_batch: int = 256  # inputs of one request for embeddings, and vectors computed at a time
     max_images: int = 16  # pictures of one conversation
+    max_clips: int = 2  # clips of one conversation
+    max_frames: int = 32  # of a clip that are read, evenly spread
+    clip_seconds: float = 600.0  # of a clip
+    clip_timeout: float = 20.0  # seconds in which a clip is decoded
     max_text: int = 100_000  # characters of one text
     max_results: int = 1000  # hits of one search
     max_tokens: int = 1024  # of one answer

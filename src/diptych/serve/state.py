@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 from fastapi import Request
 
 from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError, nearest
-from diptych.core.streaming import Tokenizing
+from diptych.core.streaming import Conversing, Tokenizing
+from diptych.index.cutoff.rerank import Reranker
 from diptych.serve.batching import Batched, Batcher, FixedBatch
 from diptych.serve.errors import ApiError
 from diptych.serve.guard import Keeper
@@ -26,7 +28,15 @@ DEFAULT_TOKENS = 256  # of an answer
 class State:
     """Index, models, threads and settings of one application."""
 
-    def __init__(self, index: Any, models: Mapping[str, Model], settings: Settings, search_model: str | None = None):
+    def __init__(
+        self,
+        index: Any,
+        models: Mapping[str, Model],
+        settings: Settings,
+        search_model: str | None = None,
+        reranker: Reranker | None = None,
+    ):
+        self.reranker = reranker
         self.index, self.models, self.settings, self.begun = index, dict(models), settings, int(time.time())
         if search_model is not None and search_model not in self.models:
             raise DiptychError(f"serve: no model '{search_model}'{nearest(search_model, self.models)}")
@@ -95,7 +105,10 @@ class State:
             able |= can & {"chat", "caption"}
         if self.index is not None and self.search_model is not None:
             able |= {"search"} | (abilities_of(self.models[self.search_model]) & {"text", "image"})
-        return {"can": sorted(able), "models": models}
+        found: dict[str, Any] = {"can": sorted(able), "models": models}
+        if self.reranker is not None:
+            found["rerank"] = PurePath(self.reranker.model.name).name
+        return found
 
     def close(self) -> None:
         """Ends all threads."""
@@ -105,12 +118,19 @@ class State:
             batcher.close()
 
 
+def takes_clips(model: Model) -> bool:
+    """Whether a model can be shown clips: it learned from them, or it talks about several pictures, such as their frames."""
+    return getattr(model, "shows", "image") == "video" or ("prompt" in model.capabilities and isinstance(model, Conversing))
+
+
 def abilities_of(model: Model) -> set[str]:
-    """What a model can do, in the words of the API: text and image (to search by), chat, or caption alone."""
+    """What a model can do, in the words of the API: text and image (to search by), chat, or caption alone; clip: of clips, too."""
     names = {"embed_text": "text", "embed_image": "image"}
     able = {word for name, word in names.items() if name in model.capabilities}
     if "generate" in model.capabilities:
         able.add("chat" if "prompt" in model.capabilities else "caption")
+        if takes_clips(model):
+            able.add("clip")
     return able
 
 

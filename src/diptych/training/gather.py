@@ -82,7 +82,8 @@ def gathered(model: VLM, cluster: Cluster, batch: Batch, encodings: Encodings, n
     alone = Pass(model, batch, encodings)
     if cluster.size == 1:
         return alone
-    length = cluster.maximum(max((batch_length(batch, n) for n in batch.fields), default=0))
+    inner = (n for n in model.graph.fields if n.partition(".")[0] in batch)  # texts within a field, such as regions.phrases, too
+    length = cluster.maximum(max((batch_length(batch, n) for n in (*batch.fields, *inner)), default=0))
     batch, encodings = stack(model, [batch], [encodings], length)
     known, wanted = list(model.graph.fields), {n: v for n, v in encodings.items() if n in names}
     noted = cluster.total(*(float(n in batch) for n in known), *(float(has_gradient(v)) for v in wanted.values()))
@@ -102,7 +103,15 @@ def _field(cluster: Cluster, field: Collated, size: int) -> Any:
     changed: dict[str, Any] = {}
     for f in fields(field):  # type: ignore[arg-type]
         value = getattr(field, f.name)
-        if isinstance(value, Collated) and f.name in (*field.row_wise, *field.beside):
+        if f.name in field.of_rows:  # some processes may have none: the encodings are enough then
+            first = sum(cluster.collect(len(field))[: cluster.rank])
+            everywhere = cluster.total(float(value is not None))[0] == cluster.size
+            changed[f.name] = _field(cluster, value, size) if everywhere else None
+            if everywhere:
+                starts = cluster.collect((first, len(value)))
+                own = torch.cat([value.owner.new_full((n,), start - rank * size) for rank, (start, n) in enumerate(starts)])
+                changed[f.name].owner = changed[f.name].owner + own
+        elif isinstance(value, Collated) and f.name in (*field.row_wise, *field.beside):
             changed[f.name] = _field(cluster, value, size)
         elif isinstance(value, Tensor) and f.name in (*field.row_wise, "owner"):
             changed[f.name] = cluster.gather(value + cluster.rank * size if f.name == "owner" else value)

@@ -127,10 +127,10 @@ class Pope(QuestionTask):
         return questions
 
     def _question(self, row: Row, images: RowImages, number: int) -> Question:
-        label = row.text("label", "answer").lower()
+        label = row.text("label", "answer", "class").lower()  # class: of FG-BMK, with the question as ``prompt``
         if label not in YES_NO:
             raise DiptychError(f"{row.where}: 'label' must be yes or no, got '{label}'")
-        text = row.text("text", "question")
+        text = row.text("prompt") if row.get("class") is not None and row.get("prompt") else row.text("text", "question")
         thing = text.partition("there ")[2].partition(" in the ")[0]
         statements = _statements(thing.removeprefix("an ").removeprefix("a ")) if thing else ()
         name = f"{row.get('question_id', row.get('index', number))}"

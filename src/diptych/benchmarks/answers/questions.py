@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from diptych.benchmarks.controls import blank, derangement
 from diptych.benchmarks.metrics.ranking import lowest_if_not_finite
 from diptych.benchmarks.pictures import ImageRef, load_image
 from diptych.benchmarks.records import Record, Records, Result
-from diptych.benchmarks.results import shares
+from diptych.benchmarks.results import CONTROLS, shares
 from diptych.benchmarks.shots import check_examples, examples_argument
 from diptych.benchmarks.statistics import mean, spread
 from diptych.core.capabilities import IN_WORDS, Example, Image, Model, Unanswered, in_words
@@ -39,7 +39,7 @@ from diptych.data.source import Source
 
 WAYS = ("generate", "likelihood", "score")
 CONDITIONS = ("correct", "blind", "shuffled")  # with the image, a grey one, another one
-PREFIX = {"correct": "", "blind": "blind_", "shuffled": "shuffled_"}  # of "answer" and "scores" in a record
+PREFIX = {"correct": ""} | {name: f"{name}_" for name in CONTROLS}  # of "answer" and "scores" in a record
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Question:
 class QuestionTask:
     """Base class of tasks of questions: asking, parsing, controls, records."""
 
+    conditions: ClassVar[tuple[str, ...]] = CONDITIONS
     name: str = "questions"
     needs: tuple[str, ...] = ("prompt|score",)
     file: str = ""  # the benchmark's own file; "": questions from the data
@@ -275,7 +276,9 @@ class QuestionTask:
         """The record with the parsed answer and its credits."""
         record = dict(record)
         what = "answer" if "answer" in record else "scores"
-        parsed = {condition: self.parsed(record, condition) for condition in CONDITIONS if f"{PREFIX[condition]}{what}" in record}
+        parsed = {
+            condition: self.parsed(record, condition) for condition in self.conditions if f"{PREFIX[condition]}{what}" in record
+        }
         for condition, answers in parsed.items():
             record[condition] = {"accuracy": mean([self.credit(record, a) for a in answers]) if answers else 0.0}
         own = parsed["correct"]

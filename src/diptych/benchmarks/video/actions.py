@@ -12,7 +12,7 @@ import numpy as np
 from diptych.benchmarks.base import Items, NotApplicable, Progress, count_not_finite, readable
 from diptych.benchmarks.metrics.ranking import recall_at, standing, undecided
 from diptych.benchmarks.records import Record, Records, Result
-from diptych.benchmarks.video.conditions import CONDITIONS, ORDERED, is_clip, need_clips, results_of, shown
+from diptych.benchmarks.video.conditions import CONDITIONS, ORDERED, attended, is_clip, need_clips, results_of, shown
 from diptych.core.capabilities import Model
 from diptych.core.sample import Sample, class_text
 from diptych.data.source import Problem, Source
@@ -63,12 +63,15 @@ class Actions:
                 by[condition] = recall_at(1, *at)
                 if condition == ORDERED:
                     ties, bad, best = undecided(1, *at), np.array([count_not_finite(row) for row in scores]), scores.argmax(1)
+            named = [texts[int(k)] for k in best]
+            seen = attended(model, [s.image for s, _ in part if s.image is not None], named)
             records.add(
                 {
                     "item": sample.id,
                     "cluster": sample.id,
                     "slices": {"action": sample.fields["label"].name},
-                    "named": texts[int(best[k])],
+                    "named": named[k],
+                    **seen[k],
                     **{c: {METRIC: float(of[k])} for c, of in by.items()},
                     "chance": {METRIC: 1 / len(texts)},
                     "ties": {METRIC: int(ties[k])},

@@ -19,6 +19,7 @@ from diptych.benchmarks.controls import blank
 from diptych.benchmarks.records import Record, Result
 from diptych.benchmarks.results import of_credits, shares
 from diptych.core.capabilities import Image, Model
+from diptych.core.streaming import Conversing
 
 ORDERED = "correct"
 CONTROLS = ("one_frame", "shuffled_frames", "reversed", "blind")
@@ -50,7 +51,8 @@ def shown(clip: Image, condition: str, name: str) -> Image:
 def need_clips(model: Model) -> None:
     """Raises NotApplicable for a model that is shown pictures."""
     if getattr(model, "shows", "image") != "video":
-        raise NotApplicable(f"the model reads pictures; pooled:{model.name} reads clips frame by frame")
+        also = f", and frames:{model.name} answers questions about its frames" if isinstance(model, Conversing) else ""
+        raise NotApplicable(f"the model reads pictures; pooled:{model.name} reads clips frame by frame{also}")
 
 
 def is_clip(image: Any) -> bool:
@@ -71,3 +73,12 @@ def gain(task: str, metric: str, records: Sequence[Record]) -> Result:
     rows = [r for r in records if metric in r["correct"]]
     differences = np.array([r["correct"][metric] - r["shuffled_frames"][metric] for r in rows], dtype=np.float64)
     return of_credits(task, f"{metric}/{GAIN}", differences, [r["cluster"] for r in rows], bounded=False, chance=0.0)
+
+
+def attended(model: Model, clips: Sequence[Image], texts: Sequence[str]) -> list[Record]:
+    """``{"frames": weights}`` for each clip with its text, for the report, of a model that says how much each frame counts; else
+    empty records.
+    """
+    weigh = getattr(model, "frame_weights", None)
+    found = None if weigh is None else weigh(clips, texts)
+    return [{} for _ in clips] if found is None else [{"frames": weights} for weights in found]

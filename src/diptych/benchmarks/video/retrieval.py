@@ -10,7 +10,7 @@ from diptych.benchmarks.base import Items, NotApplicable, Progress, at_least_two
 from diptych.benchmarks.controls import blank
 from diptych.benchmarks.matching.retrieval import Retrieval
 from diptych.benchmarks.records import Record, Records, Result
-from diptych.benchmarks.video.conditions import CONDITIONS, ORDERED, is_clip, need_clips, results_of, shown
+from diptych.benchmarks.video.conditions import CONDITIONS, ORDERED, attended, is_clip, need_clips, results_of, shown
 from diptych.core.capabilities import Model
 from diptych.core.sample import Sample
 from diptych.data.source import Source
@@ -51,7 +51,9 @@ class VideoRetrieval(Retrieval):
                 row[condition] = other[ORDERED]
             if progress:
                 progress(f"{self.name} {condition}")
-        records.add({"item": name, "caption": text, **row} for name, text, row in zip(names, texts, rows, strict=True))
+        seen = attended(model, [items[i].image for i in owner], texts)  # type: ignore[misc]
+        more = zip(names, texts, rows, seen, strict=True)
+        records.add({"item": name, "caption": text, **row, **weights} for name, text, row, weights in more)
 
     def summarise(self, records: list[Record]) -> list[Result]:
         """Recall at 1, 5 and 10 in both directions with their controls, and their temporal gains; intervals resample clips."""

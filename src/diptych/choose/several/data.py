@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 
-from diptych.choose.data import Parts, Pictures, content_hashes, joined, separated, version_of
-from diptych.choose.features import Fingerprints, Progress, vectors_of
+from diptych.choose.data import Parts, Pictures, joined, readable, separated, version_of
+from diptych.choose.features import Progress, without_broken
 from diptych.choose.ways import Support
-from diptych.core.capabilities import Image
 from diptych.core.errors import DiptychError, counted
-from diptych.data.source import BrokenItem, Source
+from diptych.data.source import Source
 from diptych.data.sources import open_source
 
 
@@ -25,12 +25,10 @@ class Tagged(Pictures):
 
     targets: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=bool))
 
-    def rows(self, which: Sequence[int] | np.ndarray) -> Tagged:
+    def rows(self, which: Sequence[int] | np.ndarray) -> Self:
         """Some of them."""
         at = np.asarray(which, dtype=np.int64)
-        part = super().rows(at)
-        assert isinstance(part, Tagged)
-        return replace(part, targets=self.targets[at])
+        return replace(super().rows(at), targets=self.targets[at])
 
 
 @dataclass(frozen=True)
@@ -52,31 +50,11 @@ def has_several_labels(address: str) -> bool:
 def tagged(source: Source, names: Sequence[str]) -> Tagged:
     """The pictures of a source with those of its labels that are among ``names``."""
     number = {name: i for i, name in enumerate(names)}
-    listed, kept = getattr(source, "listed", None), getattr(source, "digests", None)
-    hashes = [digest.hex() for digest in kept()] if kept else []
-    rows, ids, found, problems = [], [], [], list(source.problems)
-    for i in range(len(source)):
-        try:
-            sample = listed(i) if listed else source[i]
-        except BrokenItem as broken:
-            problems.append(broken.problem)
-            continue
-        rows.append(i)
-        ids.append(sample.id)
-        found.append([number[name] for name in sample.extra.get("labels", ()) if name in number])
-    targets = np.zeros((len(rows), len(names)), dtype=bool)
-    for row, labels in zip(targets, found, strict=True):
+    held = readable(source, lambda sample: [number[name] for name in sample.extra.get("labels", ()) if name in number])
+    targets = np.zeros((len(held.ids), len(names)), dtype=bool)
+    for row, labels in zip(targets, held.values, strict=True):
         row[labels] = True
-
-    def read(i: int) -> Image:
-        """The decoded picture. Raises ``BrokenItem``."""
-        image = source[rows[i]].image
-        if image is None:
-            raise BrokenItem(ids[i], "has no picture")
-        return image
-
-    digests = [hashes[i] for i in rows] if hashes else content_hashes(read, len(rows))
-    return Tagged(ids, np.zeros(len(rows), dtype=np.int64), tuple(names), digests, read, problems, targets)
+    return Tagged(held.ids, np.zeros(len(held.ids), dtype=np.int64), tuple(names), held.digests, held.read, held.problems, targets)
 
 
 def together(parts: Sequence[Tagged]) -> Tagged:
@@ -109,15 +87,8 @@ def tagged_parts(address: str, progress: Progress | None = None, test_address: s
     for which, pictures in both_parts:
         if not len(pictures):
             raise DiptychError(f"{address}: no picture in the {which} part ({counted(len(train) + len(test), 'picture')} in all)")
-    n, both = len(train), together([train, test])
-    prints, broken = vectors_of(Fingerprints(), both, progress)
-    good = np.array([i for i in range(len(both)) if i not in broken])
-    left = train.without({i: why for i, why in broken.items() if i < n})
-    tested = test.without({i - n: why for i, why in broken.items() if i >= n})
-    for which, pictures in (("training", left), ("test", tested)):
-        if not len(pictures):
-            raise DiptychError(f"{address}: no picture of the {which} part can be read: {pictures.problems[-1].reason}")
-    return separated(left, tested, prints[good], address)
+    train, test, prints = without_broken(train, test, together([train, test]), address, progress)
+    return separated(train, test, prints, address)
 
 
 def version_of_tagged(*parts: Pictures) -> str:

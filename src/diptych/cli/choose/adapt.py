@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from diptych.cli.options import JsonOption
 from diptych.core.errors import DiptychError, counted
 
 MODEL = "A run, `hf:NAME_OR_PATH`, `open_clip:NAME?pretrained=TAG` or `package.module:Class`."
@@ -34,6 +35,7 @@ def adapt(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 … or auto.")] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the adapted model in the folder.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the ways.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Adapt a model to classes or captions of your own. The folder that it writes is a model, for `evaluate` and other commands.
 
@@ -60,9 +62,17 @@ def adapt(
     from diptych.choose.towers import TOWER_WAYS
     from diptych.choose.ways import WAYS, way_named
     from diptych.cli.choose.display import StepsDisplay
+    from diptych.cli.results import print_json
     from diptych.config.overrides import parse_overrides
     from diptych.core.files import write_text
     from diptych.core.progress import TrainingDisplay
+
+    def tell(about: dict[str, Any], words: str) -> None:
+        """The result: as JSON, or in words."""
+        if as_json:
+            print_json({"path": str(folder), **about})
+        else:
+            typer.echo(f"{folder}: {words}")
 
     folder = out or Path("runs") / f"adapted-{way.rpartition(':')[2]}"
     given = parse_overrides(set_ or [])
@@ -76,7 +86,7 @@ def adapt(
             made = adapt_to_captions(
                 model, load(model, device), way, data, folder, seed=seed, settings=mapped, overwrite=overwrite, progress=display
             )
-        typer.echo(f"{folder}: learned from {counted(made.about['pictures'], 'picture')} with captions")
+        tell(made.about, f"learned from {counted(made.about['pictures'], 'picture')} with captions")
         return
     if way in TOWER_WAYS:
         if descriptions is not None:
@@ -87,7 +97,7 @@ def adapt(
 
         with TrainingDisplay(way) as training:
             fit(model, TOWER_WAYS[way], data, folder, shots=shots, seed=seed, budget=budget, settings=given, progress=training)
-        typer.echo(f"{folder}: a run; evaluate it: diptych evaluate {folder} --data {data}")
+        tell({"way": way, "data": data}, f"a run; evaluate it: diptych evaluate {folder} --data {data}")
         return
     if budget is not None:
         raise DiptychError(f"--budget: --way {way} works on vectors and needs seconds; budgets are for ways that train a tower")
@@ -98,7 +108,7 @@ def adapt(
                 model, load(model, device), way, data, folder, shots=shots, seed=seed, settings=several,
                 descriptions=read_descriptions(descriptions) if descriptions else None, overwrite=overwrite, progress=display,
             )  # fmt: skip
-        typer.echo(f"{folder}: {summary_of_labels(labelled.about)}")
+        tell(labelled.about, summary_of_labels(labelled.about))
         return
     settings = checked_settings(way_named(way), given)  # wrong names are refused before anything is loaded
     if not has_classes(data):
@@ -110,14 +120,19 @@ def adapt(
             model, opened, way, data, folder, shots=shots, seed=seed, settings=settings, descriptions=sentences,
             overwrite=overwrite, progress=display,
         )  # fmt: skip
-    typer.echo(f"{folder}: {summary(adapted.about)}")
     (folder / CHECK).unlink(missing_ok=True)  # of a model that was replaced
     found, doubtful = of_adapted(folder)
-    if found.share > MOST_DOUBTFUL:
+    unsure = found.share > MOST_DOUBTFUL
+    listed = [] if unsure else doubtful
+    if listed:
+        write_text(folder / CHECK, as_csv(listed))
+    tell({**adapted.about, "labels_to_check": None if unsure else len(listed)}, summary(adapted.about))
+    if as_json:
+        return
+    if unsure:
         typer.echo("labels cannot be checked: out of fold, too many pictures are named otherwise for that")
-    elif doubtful:
-        write_text(folder / CHECK, as_csv(doubtful))
-        typer.echo(f"labels to check: {len(doubtful)} of {found.used}, in {folder / CHECK}")
+    elif listed:
+        typer.echo(f"labels to check: {len(listed)} of {found.used}, in {folder / CHECK}")
 
 
 def _list() -> None:

@@ -137,6 +137,28 @@ def _check_same(held: Any, addresses: list[str] | None, store: str | None, limit
         raise DiptychError(f"{held.path}: was made with {_limit(held.limit)}, not with --limit {limit}; choose another --out")
 
 
+class Bar:
+    """A bar that appears with the first progress, and begins with what is done already."""
+
+    def __init__(self, title: str, unit: str, quiet: bool = False):
+        self.title, self.unit, self.quiet = title, unit, quiet
+        self.bar: Any = None
+
+    def __call__(self, done: int, total: int) -> None:
+        """done, of how many."""
+        from diptych.core.progress import CountDisplay
+
+        if self.bar is None:
+            self.bar = CountDisplay(self.title, total, done, unit=self.unit, disable=self.quiet)
+            self.bar.__enter__()
+        self.bar(done)
+
+    def close(self) -> None:
+        """Ends the bar."""
+        if self.bar is not None:
+            self.bar.__exit__()
+
+
 def _limit(limit: int | None) -> str:
     return "no --limit" if limit is None else f"--limit {limit}"
 
@@ -145,23 +167,13 @@ def _update(held: Any, model: Any, jobs: int | None, json_: bool) -> None:
     from dataclasses import asdict
 
     from diptych.cli.results import print_json
-    from diptych.core.progress import CountDisplay
 
-    display: CountDisplay | None = None
-
-    def progress(done: int, total: int) -> None:
-        """A bar that begins with what is done already."""
-        nonlocal display
-        if display is None:
-            display = CountDisplay("indexing", total, done, unit="pictures", disable=json_)
-            display.__enter__()
-        display(done)
-
+    pictures, graph = Bar("indexing", "pictures", json_), Bar("making the graph", "vectors", json_)
     try:
-        changes = held.update(model, progress, jobs)
+        changes = held.update(model, pictures, jobs, graph)
     finally:
-        if display is not None:
-            display.__exit__()
+        pictures.close()
+        graph.close()
     recall = held.info["store"].get("recall")
     if json_:
         print_json({"out": str(held.path), "pictures": len(held), **asdict(changes), "recall": recall})
@@ -177,7 +189,8 @@ def _update(held: Any, model: Any, jobs: int | None, json_: bool) -> None:
     if recall:
         typer.echo(
             f"store {recall['kind']}: recall@{recall['k']} {recall['recall']:.3f} against exact search, {recall['filtered']:.3f} "
-            f"among a hundredth; {1000 * recall['median']:.1f} ms a search"
+            f"among a hundredth, {recall.get('alike', 1.0):.3f} among a half that is alike; {1000 * recall['median']:.1f} ms a "
+            "search"
         )
     typer.echo(f'search: diptych search {held.path} "a dog on a beach"')
 
@@ -186,10 +199,13 @@ def _move(held: Any, store: str, json_: bool) -> None:
     from dataclasses import asdict
 
     from diptych.cli.results import print_json
-    from diptych.core.progress import CountDisplay
 
-    with CountDisplay("moving", len(held), unit="vectors", disable=json_) as display:
-        moved = held.move(store, progress=lambda done, total: display(done))
+    copied, graph = Bar("moving", "vectors", json_), Bar("making the graph", "vectors", json_)
+    try:
+        moved = held.move(store, progress=copied, graph=graph)
+    finally:
+        copied.close()
+        graph.close()
     info = held.info["store"]
     if json_:
         print_json({"out": str(held.path), "store": info["kind"], **asdict(moved), "recall": info.get("recall")})

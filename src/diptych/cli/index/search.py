@@ -40,6 +40,14 @@ def search(
         bool, typer.Option("--all", help="Near-duplicates as hits of their own, and hits even where there seems to be nothing.")
     ] = False,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Default: the model that the index was made with.")] = None,
+    rerank: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="A second model that puts the first 20 hits in order and decides whether there is anything: a run that scores "
+            "pairs (`runs/blip`, `runs/coca`, `runs/filip`), or one with better vectors.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 … or auto.")] = "auto",
     sheet: Annotated[Path | None, typer.Option(help="Also draw the hits, in one picture: hits.png.")] = None,
     select: Annotated[
@@ -54,7 +62,9 @@ def search(
 
     `diptych search my.index "a dog on a beach" --not drawing -n 10`; `diptych search my.index --like cat.jpg "at night"`;
 
-    `diptych search my.index "red shoes" --where label=sandal --where price=..50 --since 2024 --json`
+    `diptych search my.index "red shoes" --where label=sandal --where price=..50 --since 2024 --json`;
+
+    `diptych search my.index "a key" --rerank runs/blip`
     """
     from diptych.cli.index.index import loaded_model
     from diptych.index.index import Index, Query
@@ -71,7 +81,8 @@ def search(
         if texts or wanted or query.without or unwanted or ids or other:
             loaded, address = loaded_model(index, model, device)
             held.check(loaded, address)
-        answer = held.search(query, loaded, n, offset, filters or None, fold=not every)
+        second = None if rerank is None else reranker_of(rerank, held, device)
+        answer = held.search(query, loaded, n, offset, filters or None, fold=not every, rerank=second)
         hits = () if answer.nothing and not every else answer.hits
         kept = held.select(select, [hit.id for hit in hits]) if select is not None and hits else None
         if sheet is not None and hits:
@@ -80,18 +91,38 @@ def search(
 
 
 def _pictures(given: list[str] | None) -> tuple[tuple[Any, ...], tuple[int, ...]]:
-    """Pixels of files, and ids."""
+    """Pixels of files, of clips [frames, height, width, 3], and ids."""
+    from diptych.cli.models.shown import is_clip
     from diptych.data.image import as_pixels
+    from diptych.data.source import BrokenItem
+    from diptych.data.videos.single import read_clip
 
-    files, ids = [], []
+    files: list[Any] = []
+    ids: list[int] = []
     for text in given or ():
         if text.isdigit() and not Path(text).exists():
             ids.append(int(text))
         elif not Path(text).is_file():
             raise DiptychError(f"--like {text}: there is no such file, and no picture has such an id")
+        elif is_clip(Path(text)):
+            try:
+                files.append(read_clip(Path(text)))
+            except BrokenItem as broken:
+                raise DiptychError(f"--like {text}: {broken.problem.reason}") from None
         else:
             files.append(as_pixels(text, text))
     return tuple(files), tuple(ids)
+
+
+def reranker_of(address: str, held: Any, device: str) -> Any:
+    """A second model, compared with its own training data, or with the data that the index is compared with. DiptychError if it
+    cannot score.
+    """
+    from diptych.cli.index.index import training_data
+    from diptych.index.cutoff.rerank import Reranker
+    from diptych.inference.onnx.open import open_model
+
+    return Reranker.of(open_model(address, device), training_data(address) or held.info.get("background"))
 
 
 def filters_of(given: Any, columns: Any) -> dict[str, Any]:
@@ -142,8 +173,8 @@ def _print(held: Any, answer: Any, hits: Any, kept: str | None, json_: bool) -> 
             }
             for hit in hits
         ]  # fmt: skip
-        facts = {"nothing": answer.nothing, "reason": answer.reason, "total": answer.total, "seconds": round(answer.seconds, 4)}
-        print_json({"hits": rows, **facts, "selection": kept})
+        facts = {"nothing": answer.nothing, "reason": answer.reason, "total": answer.total, "reranked": answer.reranked}
+        print_json({"hits": rows, **facts, "seconds": round(answer.seconds, 4), "selection": kept})
         return
     import sys
 

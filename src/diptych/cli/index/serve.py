@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from diptych.core.errors import counted
+from diptych.core.errors import DiptychError, counted
 
 INDEX = (
     "The directory that `diptych index` made; or a folder of pictures (any data), of which an index is made in the cache first. "
@@ -17,12 +17,17 @@ MODEL = (
     "A model to serve, as often as you like: `runs/llava-instruct`, `hf:NAME`, an ONNX export. The model of the index is served in "
     "any case."
 )
+RERANK = (
+    "A second model that puts the first 20 hits of searches by words in order and decides whether there is anything: a run that "
+    "scores pairs (`runs/blip`, `runs/coca`, `runs/filip`), or one with better vectors."
+)
 TOKEN = "What clients have to send, at least 16 characters. Better in the variable, which other users of this machine do not see."
 
 
 def serve(
     index: Annotated[str | None, typer.Argument(metavar="[INDEX]", help=INDEX)] = None,
     model: Annotated[list[str] | None, typer.Option("--model", "-m", help=MODEL)] = None,
+    rerank: Annotated[str | None, typer.Option(metavar="MODEL", help=RERANK)] = None,
     host: Annotated[
         str, typer.Option(help="Where to listen. Any other than this machine needs a token; without one, one is made and printed.")
     ] = "127.0.0.1",
@@ -59,6 +64,8 @@ def serve(
 
     `diptych serve --model runs/clip --host 0.0.0.0 --fixed-batch 8`
     """
+    from diptych.cli.index.index import Bar
+    from diptych.cli.index.search import reranker_of
     from diptych.core.extras import need
 
     for module in ("fastapi", "uvicorn", "prometheus_client"):
@@ -78,17 +85,22 @@ def serve(
     )  # fmt: skip
     held = bound(settings)  # a port that is in use is known before anything is loaded
     try:
-        display = _Display()
+        display = Bar("indexing", "pictures")
         try:
             found = opened(index, model or [], device, display)
         finally:
             display.close()
-        app = create_app(found.index, found.models, settings, found.search)
+        second = None
+        if rerank is not None:
+            if found.index is None:
+                raise DiptychError("--rerank: there is no index to search in; give one, or a folder of pictures")
+            second = reranker_of(rerank, found.index, device)
+        app = create_app(found.index, found.models, settings, found.search, second)
         address = address_of(held)
 
         def ready() -> None:
             """Says what there is, once it answers."""
-            typer.echo(_about(found, address, made, settings))
+            typer.echo(_about(found, address, made, settings, rerank))
             if open_:
                 import webbrowser
 
@@ -104,38 +116,21 @@ def serve(
         held.close()
 
 
-class _Display:
-    """A bar for the pictures of an index that is made or brought up to date."""
-
-    def __init__(self) -> None:
-        self.bar: Any = None
-
-    def __call__(self, done: int, total: int) -> None:
-        from diptych.core.progress import CountDisplay
-
-        if self.bar is None:
-            self.bar = CountDisplay("indexing", total, done, unit="pictures")
-            self.bar.__enter__()
-        self.bar(done)
-
-    def close(self) -> None:
-        """Ends the bar."""
-        if self.bar is not None:
-            self.bar.__exit__()
-
-
-def _about(found: Any, address: str, made: str | None, settings: Any) -> str:
+def _about(found: Any, address: str, made: str | None, settings: Any, rerank: str | None) -> str:
     """What the server offers, a line each."""
     from diptych.serve.state import abilities_of
 
     lines = [address]
     if found.index is not None:
         lines.append(f"  search: {counted(len(found.index), 'picture')} of {found.index.path}, by {found.search}")
+    if rerank is not None:
+        lines.append(f"  the first hits of searches by words are judged again by {rerank}")
     for name, model in found.models.items():
         able = abilities_of(model)
         words = {
             "chat": "answers questions about pictures",
             "caption": "writes captions",
+            "clip": "takes clips",
             "text": "embeds texts",
             "image": "embeds pictures",
         }

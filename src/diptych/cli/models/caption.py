@@ -1,4 +1,4 @@
-"""``diptych caption``: captions for pictures."""
+"""``diptych caption``: captions for pictures and clips."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from diptych.cli.models.shown import check_there, clips_of_files, listed, of_files, reads_clips
 from diptych.cli.options import DATA
 from diptych.core.errors import DiptychError, counted
 
@@ -22,10 +23,12 @@ BATCH = 32
 
 def caption(
     run: Annotated[str, typer.Argument(help="A run that writes, `runs/coca`, or another model by its address, `hf:NAME_OR_PATH`.")],
-    images: Annotated[list[Path] | None, typer.Argument(help="Image files, and folders of them.")] = None,
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Image files, clips for a model that reads clips, and folders of them.")
+    ] = None,
     data: Annotated[str | None, typer.Option("--data", "-d", help=f"Instead of files. {DATA}")] = None,
     split: Annotated[str, typer.Option(help="The part of --data; `all`: everything.")] = "test",
-    limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="At most this many pictures.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="At most this many pictures or clips.")] = None,
     example: Annotated[
         list[str] | None,
         typer.Option(
@@ -50,10 +53,11 @@ def caption(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 … or auto.")] = "auto",
     json_: Annotated[bool, typer.Option("--json", help="Print one list as JSON.")] = False,
 ) -> None:
-    """Caption pictures: one line for each, with its name and its text.
+    """Caption pictures, or clips by a model that learned from clips: one line for each, with its name and its text.
 
     Greedy decoding, unless --beams, --temperature, --top-k or --top-p are given. Unreadable files are reported and left out.
-    Example: `diptych caption runs/coca photos/ cat.jpg --beams 4`;
+    A clip is a file (.mp4, .webm, .gif …) or a folder of numbered pictures.
+    Example: `diptych caption runs/coca photos/ cat.jpg --beams 4`; `diptych caption runs/video-llava clip.mp4`;
     `diptych caption runs/flamingo cat.jpg --example dog.jpg "a dog asleep"`
     """
     if bool(images) == bool(data):
@@ -74,7 +78,7 @@ def caption(
     if Decoding(max_tokens=max_tokens, **decoding, seed=seed).samples:  # a wrong setting is refused before a model is loaded
         decoding["seed"] = seed
     examples = _examples(example or [])
-    pictures = _of_data(data, split) if data else _of_files(_listed(images or []))
+    check_there(images or [])
 
     from diptych.cli.results import print_json
     from diptych.inference.load import load
@@ -90,6 +94,10 @@ def caption(
         raise DiptychError(f"{run} decodes in its own way; leave out {', '.join('--' + k.replace('_', '-') for k in decoding)}")
     if examples:
         decoding["examples"] = examples
+    if data:
+        pictures = _of_data(data, split, reads_clips(model))
+    else:
+        pictures = clips_of_files(images or []) if reads_clips(model) else of_files(listed(images or [], run))
     rows: list[dict[str, str]] = []
     done, last_report = 0, time.monotonic()
     pictures = islice(pictures, limit)
@@ -139,49 +147,24 @@ def _examples(given: list[str]) -> list[tuple[Image, str]]:
     if len(given) % 2:
         raise DiptychError("--example: expected a picture and its caption: --example dog.jpg 'a dog asleep'")
     examples = []
-    for (name, picture), caption in zip(_of_files([Path(name) for name in given[::2]]), given[1::2], strict=True):
+    for (name, picture), caption in zip(of_files([Path(name) for name in given[::2]]), given[1::2], strict=True):
         if isinstance(picture, str):
             raise DiptychError(f"--example {name}: {picture}")
         examples.append((picture, caption))
     return examples
 
 
-def _listed(places: list[Path]) -> list[Path]:
-    from diptych.data.image import SUFFIXES
-
-    paths: list[Path] = []
-    for place in places:
-        if place.is_dir():
-            below = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            if not below:
-                raise DiptychError(f"{place}: no images in it ({' '.join(SUFFIXES)})")
-            paths += below
-        elif place.is_file():
-            paths.append(place)
-        else:
-            raise DiptychError(f"{place}: no such file or folder; data at an address is given by --data")
-    return list(dict.fromkeys(paths))
-
-
-def _of_files(paths: list[Path]) -> Iterator[tuple[str, Image | str]]:
-    """Name and picture, or the reason why there is none."""
-    from diptych.data.image import decode
-    from diptych.data.source import BrokenItem
-
-    for path in paths:
-        try:
-            yield str(path), decode(path.read_bytes(), str(path))
-        except BrokenItem as broken:
-            yield str(path), broken.problem.reason
-        except OSError as error:
-            yield str(path), str(error.strerror)
-
-
-def _of_data(address: str, split: str) -> Iterator[tuple[str, Image | str]]:
+def _of_data(address: str, split: str, of_clips: bool) -> Iterator[tuple[str, Image | str]]:
+    from diptych.data.clips import clips_as_images
     from diptych.data.source import BrokenItem
     from diptych.data.sources import open_source
 
     source = open_source(address)
+    fields = getattr(source, "fields", ())
+    if "video" in fields and of_clips:
+        source = clips_as_images(source)
+    elif "video" in fields and "image" not in fields:
+        raise DiptychError(f"{address} has clips, and the model reads pictures: train video-llava, for one")
     source = source if split == "all" else source.split(split)
     for index in range(len(source)):
         try:

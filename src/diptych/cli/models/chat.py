@@ -1,4 +1,4 @@
-"""``diptych chat``: a conversation with a model about pictures."""
+"""``diptych chat``: a conversation with a model about pictures and clips."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from diptych.cli.models.shown import check_there, conversed
 from diptych.core.errors import DiptychError
 
 
@@ -16,7 +17,7 @@ def chat(
         str,
         typer.Argument(help="A run that learned from conversations, `runs/llava-instruct`, or a model by its address, `hf:NAME`."),
     ],
-    images: Annotated[list[Path], typer.Argument(help="The pictures to talk about, in this order.")],
+    images: Annotated[list[Path], typer.Argument(help="The pictures and clips to talk about, in this order.")],
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Ask this, print the answer, and end.")] = None,
     system: Annotated[str | None, typer.Option(help="The system message before the first question.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="The greatest length of an answer.")] = 128,
@@ -26,28 +27,24 @@ def chat(
     top_p: Annotated[float | None, typer.Option(max=1, help="Draw among the likeliest words with this total probability.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampling.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 … or auto.")] = "auto",
+    frames: Annotated[
+        int,
+        typer.Option(min=1, max=64, help="Of a clip, for a model of pictures: this many frames, evenly spread, each a picture."),
+    ] = 8,
     json_: Annotated[bool, typer.Option("--json", help="With --prompt: print question and answer as JSON.")] = False,
 ) -> None:
-    """Talk with a model about pictures: one question per line; an empty line or Ctrl-D ends.
+    """Talk with a model about pictures and clips: one question per line; an empty line or Ctrl-D ends.
 
-    Each answer takes the conversation so far into account.
-    Example: `diptych chat runs/llava-instruct cat.jpg --prompt "what colour is the cat?"`
+    Each answer takes the conversation so far into account. A clip is a file (.mp4, .webm, .gif …) or a folder of numbered pictures;
+    a model that learned from pictures is shown its frames, one after the other, as conversations about clips are trained.
+    Example: `diptych chat runs/llava-instruct cat.jpg --prompt "what colour is the cat?"`;
+    `diptych chat runs/llava-instruct clip.mp4 --frames 4`
     """
     from diptych.core.sample import Turn
-    from diptych.data.conversations.turns import question
-    from diptych.data.image import decode
-    from diptych.data.source import BrokenItem
 
     if json_ and prompt is None:
         raise DiptychError("--json needs --prompt: a conversation is read line by line")
-    shown = []
-    for path in images:
-        try:
-            shown.append(decode(path.read_bytes(), str(path)))
-        except BrokenItem as broken:
-            raise DiptychError(f"{path}: {broken.problem.reason}") from None
-        except OSError as error:
-            raise DiptychError(f"{path}: {error.strerror}") from None
+    check_there(images)
 
     from diptych.cli.results import print_json
     from diptych.inference.generate import Decoding
@@ -61,6 +58,7 @@ def chat(
             f"{run} follows no prompts; it can: {', '.join(sorted(model.capabilities))}. Train llava-instruct, for one"
         )
     converse = getattr(model, "converse", None)
+    shown, opening = conversed(model, run, images, frames if converse is not None else 0)
     if converse is None and (len(shown) > 1 or prompt is None or system):
         raise DiptychError(f"{run} answers single questions about one picture: give one image and --prompt, and no --system")
 
@@ -74,7 +72,7 @@ def chat(
         if not message:
             return
         first = not any(turn.role == "user" for turn in turns)
-        turns.append(question(message, len(shown) if first else 0))
+        turns.append(Turn("user", f"{opening if first else ''}{message}"))
         if converse is None:
             answer = model.generate(shown, message, max_tokens, **decoding)[0]
         else:

@@ -66,7 +66,7 @@ def export(
     typer.echo(f"{made.path}: {made.architecture} of {made.format}, weights {made.key} ({made.checkpoint})")
     for note in made.notes:
         typer.echo(f"note: {note}", err=True)
-    if made.format == "transformers":
+    if made.format == "transformers" and "Video" not in made.architecture:  # their processors need torchvision
         typer.echo(f"evaluate it: diptych evaluate hf:{made.path} --data …")
 
 

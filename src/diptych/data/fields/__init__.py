@@ -12,6 +12,18 @@
 | ``video`` | ``Video`` | ``Videos``; ``video.frames`` is an image field | video |
 | ``document`` | ``Document`` | ``Documents``; ``document.texts``, ``document.images`` | document |
 
+Kinds that a recipe has to declare (``data.fields: {segments: {kind: segments}}``), since they are made of other fields:
+
+| kind | in a batch |
+|---|---|
+| ``segments`` | a clip as pieces with a text each |
+| ``shortest`` | the shortest caption |
+| ``captions`` | several texts of each sample, or the sentences of them: ``Texts`` with owner rows |
+| ``nouns`` | nouns of the caption that is read, in prompts: ``Texts`` with owner rows |
+| ``wrong`` | wrong versions of the caption that is read, by kind: ``WrongTexts`` with owner rows |
+| ``concepts`` | the concepts of the source, the same in every batch: ``Labels``, whose ``classes`` is a text field |
+| ``grounded``, ``annotated`` | the caption with boxes as location tokens, or with a list of them; under the name ``text`` |
+
 ``unpaired_image`` and ``unpaired_text`` are images and texts without a partner (``data.unpaired``). A recipe declares its own field
 by ``data.fields: {sound: package.module:SoundField}``, and options by ``{video: {kind: video, frames: 4}}``.
 """
@@ -25,10 +37,12 @@ from typing import TYPE_CHECKING, Any
 from diptych.core.errors import DiptychError, nearest
 from diptych.core.registry import check_options, resolve
 from diptych.data.fields.base import Context, Draw, Field
+from diptych.data.fields.captions import CaptionsField, ConceptsField, NounsField
 from diptych.data.fields.document import DocumentField
 from diptych.data.fields.image import ImageField, ViewsField
 from diptych.data.fields.label import LabelField
 from diptych.data.fields.regions import RegionsField
+from diptych.data.fields.segments import SegmentsField, ShortestField
 from diptych.data.fields.text import NegativesField, TextField
 from diptych.data.fields.turns import TurnsField
 from diptych.data.fields.video import VideoField
@@ -47,6 +61,16 @@ FIELDS: dict[str, Any] = {
     "video": VideoField,
     "document": DocumentField,
 }
+DECLARED: dict[str, Any] = {  # kinds that no field has by its name alone
+    "segments": SegmentsField,
+    "shortest": ShortestField,
+    "captions": CaptionsField,
+    "nouns": NounsField,
+    "concepts": ConceptsField,
+    "wrong": "diptych.data.fields.wrong:WrongField",
+    "grounded": "diptych.data.fields.grounded:GroundedField",
+    "annotated": "diptych.data.fields.grounded:AnnotatedField",
+}
 UNPAIRED = {"unpaired_image": "image", "unpaired_text": "text"}  # fields of samples that have nothing else
 
 __all__ = ["FIELDS", "UNPAIRED", "Context", "Draw", "Field", "build_fields", "field_class", "kinds_of_fields"]
@@ -56,12 +80,12 @@ def field_class(name: str, own: Mapping[str, str | FieldSpec] | None = None) -> 
     """The class of a field by its name; ``own``: those that a recipe declares. DiptychError if there is no such field."""
     declared = (own or {}).get(name, name)
     kind = declared if isinstance(declared, str) else declared.kind
-    if kind == name and name not in FIELDS:
+    if kind == name and name not in FIELDS and name not in (own or {}):
         raise DiptychError(
             f"there is no field '{name}'{nearest(name, [*FIELDS, *(own or {})])}; your own: data.fields: "
             f"{{{name}: package.module:Class}}"
         )
-    cls: type[Field] = resolve(kind, FIELDS, "field")
+    cls: type[Field] = resolve(kind, {**FIELDS, **DECLARED}, "field")
     return cls
 
 

@@ -71,16 +71,20 @@ class Field:
     kind: of the field for towers (``{image}`` in ``provides``). inner: parts of the collated field that are fields themselves, with
     their kinds.
     derived: whether it is made of other fields if a source has none. made_of: fields of which it is made for a sample without it.
+    added: columns of a packed value that a version of the format added, by its number; older shards do not have them.
     drawn: whether ``fit`` draws at random, so that its result must not be kept. moves: whether it moves the pixels of the sample's
-    image, so that boxes would not fit it.
+    image in a way that boxes cannot follow. sides: fields of regions in the same batch: the image is not flipped where one of their
+    phrases speaks of left or right (set by the loader).
     """
 
     kind: ClassVar[str] = ""
     inner: ClassVar[Mapping[str, str]] = {}
     derived: ClassVar[bool] = False
     made_of: ClassVar[tuple[str, ...]] = ()
+    added: ClassVar[Mapping[int, tuple[str, ...]]] = {}
     drawn = False
     moves = False
+    sides: tuple[str, ...] = ()
 
     def __init__(self, name: str):
         self.name = name
@@ -156,6 +160,14 @@ class Field:
     def draw(cls, value: Any) -> list[Any]:
         """What to show a person: pictures (uint8 arrays) and lines of text, in order."""
         return [str(value)]
+
+
+def words_of_sides(sample: Sample, sides: Sequence[str]) -> list[str]:
+    """All texts of a sample of which one about left or right forbids a flip: its captions, and the phrases of its regions and their
+    wrong versions in the fields ``sides``.
+    """
+    regions = [region for name in sides for region in sample.fields.get(name, ())]
+    return [*sample.captions, *(text for region in regions for text in (region.phrase, *region.negatives))]
 
 
 def ignore(problem: Problem) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from diptych.core.batch import Images
 from diptych.core.sample import Sample, flat
 from diptych.data.augment import augmenter
-from diptych.data.fields.base import Context, Draw, Field, grey, stacked
+from diptych.data.fields.base import Context, Draw, Field, grey, stacked, words_of_sides
 from diptych.data.source import BrokenItem
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class ImageField(Field):
         image = sample.fields.get(self.name)
         if image is None:
             raise BrokenItem(sample.id, f"no {self.name}")
-        return self.augment(image, rng(), sample.captions)
+        return self.augment(image, rng(), words_of_sides(sample, self.sides))
 
     def collate(self, rows: Sequence[Draw]) -> Images:
         """A batch of it; None if no sample has any."""

@@ -56,10 +56,12 @@ class Shard:
             raise DiptychError(f"{path}: damaged: {error}; delete it and pack again: only missing shards are written") from error
 
     def _verify_shape(self, items: int) -> None:
-        from diptych.data.packing.shard import schema
+        from diptych.data.packing.shard import VERSION, schema
 
         names = self._reader.schema.names
-        if set(names) != set(FIRST_COLUMNS if self.fields is None else schema(self.fields).names):
+        versions = range(2, VERSION + 1)
+        known = [FIRST_COLUMNS] if self.fields is None else [schema(self.fields, version).names for version in versions]
+        if set(names) not in map(set, known):
             raise DiptychError(f"{self.path}: not a shard of this format: columns {', '.join(names)}")
         batches = -(-items // self.rows)
         if len(self._batches) != batches:

@@ -14,7 +14,7 @@ from diptych.core.errors import DiptychError, Interrupted, nearest
 from diptych.core.progress import CountDisplay
 from diptych.data.order import ENDLESS
 from diptych.data.packing.manifest import Manifest
-from diptych.data.packing.shard import ROWS, SHARD_ITEMS, Parameters, shard_name
+from diptych.data.packing.shard import ROWS, SHARD_ITEMS, Parameters, packed_fields, shard_name, version_of
 from diptych.data.packing.workers import write_shards
 from diptych.data.source import Source
 
@@ -58,7 +58,8 @@ def pack(
     share = next((HEAVY[name] for name in HEAVY if name in getattr(source, "fields", ())), 1)
     shard_items, rows = shard_items or SHARD_ITEMS[format] // share, ROWS // share
     parameters = Parameters(
-        address, source.fingerprint(), split, items, size, format, quality, shard_items, rows
+        *(address, source.fingerprint(), split, items, size, format, quality, shard_items, rows),
+        version=version_of(packed_fields(source)),
     )  # the fingerprint also reads every image's hash, which decides the split of the packed data
     out.mkdir(parents=True, exist_ok=True)
     part = getattr(source, "part", None) or (None if split == "all" else split)

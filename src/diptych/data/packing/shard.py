@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from diptych.data.source import Source
 
-VERSION = 2  # of the format; counts up when old readers would misread it. 1: image, text and negatives only
+VERSION = 3  # the newest of the format; counts up when old readers would misread it. 1: image, text and negatives; 2: all fields;
+# 3: regions with masks, negatives and points. What has no regions is written as version 2, which is the same for it.
 ROWS = 128  # in one record batch, which the writer holds in memory
 SHARD_ITEMS = {"raw": 1024, "jpeg": 4096}  # 250 and 100 MB at 256 px; what is lost at most when a packing process is killed
 
@@ -72,17 +73,25 @@ def packed_fields(source: Any) -> tuple[str, ...]:
     other kinds are not packed.
     """
     declared = tuple(getattr(source, "fields", ()) or FIELDS)
-    return tuple(name for name in FIELDS if name in declared and FIELDS[name].schema())
+    # kinds that are named by their place are made of other fields
+    return tuple(name for name, kind in FIELDS.items() if name in declared and not isinstance(kind, str) and kind.schema())
 
 
-def schema(fields: Iterable[str]) -> pa.Schema:
-    """Columns of a shard: those of each field, and for each ``has_FIELD``, whether the sample has it."""
+def version_of(fields: Iterable[str]) -> int:
+    """The version of the format that shards with these fields are written in."""
+    numbers: list[int] = [number for name in fields for number in FIELDS[name].added]
+    return max([2, *numbers])
+
+
+def schema(fields: Iterable[str], version: int = VERSION) -> pa.Schema:
+    """Columns of a shard of a version: those of each field, and for each ``has_FIELD``, whether the sample has it."""
     import pyarrow as pa
 
     fields = list(fields)
     columns: dict[str, pa.DataType] = {"id": pa.string()}
     for name in fields:
-        columns |= FIELDS[name].schema()
+        later = {column for number, added in FIELDS[name].added.items() if number > version for column in added}
+        columns |= {column: kind for column, kind in FIELDS[name].schema().items() if column not in later}
     columns |= {"extra": pa.string()}  # JSON: what the source knows besides the fields
     columns |= {"digest": pa.binary(16)}  # of the source's encoded image: which part of a split it belongs to
     return pa.schema(columns | {f"has_{name}": pa.bool_() for name in fields})

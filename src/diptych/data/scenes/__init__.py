@@ -5,16 +5,17 @@ from typing import Any
 from diptych.data.scenes.albums import Albums
 from diptych.data.scenes.clips import Clips
 from diptych.data.scenes.drawn import Drawn
+from diptych.data.scenes.grounding.source import RegionScenes
 from diptych.data.scenes.source import Scenes
 from diptych.data.scenes.world import OF_CLIPS, parse
 
-__all__ = ["Albums", "Clips", "Drawn", "Scenes", "open_scenes"]
-OTHERS = {"clips": Clips, "albums": Albums}  # worlds of other things than single pictures
+__all__ = ["Albums", "Clips", "Drawn", "RegionScenes", "Scenes", "open_scenes"]
+OTHERS = {"clips": Clips, "albums": Albums, "regions": RegionScenes}  # worlds of other things than single pictures
 
 
 def open_scenes(address: str) -> Scenes:
-    """``scenes:``, ``scenes:small``, ``scenes:full?size=96&split=test`` …; ``scenes:clips`` and ``scenes:albums`` give ``Clips``
-    and ``Albums``, ``scenes:clips?actions=all`` gives ``ActionClips``.
+    """``scenes:``, ``scenes:small``, ``scenes:full?size=96&split=test`` …; ``scenes:clips`` ``scenes:albums`` and
+    ``scenes:regions`` give ``Clips``, ``Albums`` and ``RegionScenes``, ``scenes:clips?actions=all`` gives ``ActionClips``.
 
     DiptychError for an unknown preset or option.
     """

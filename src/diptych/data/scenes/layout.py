@@ -218,3 +218,16 @@ def picture(graph: Graph, size: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
         blit(canvas, drawn, x, y, flip)
         boxes.append({"box": [x, y, x + width, y + height], "concept": things.concept, "colour": things.colour})
     return canvas.astype(np.uint8), boxes
+
+
+def seen_groups(graph: Graph, size: int) -> list[np.ndarray]:
+    """The visible pixels of each group of the scene that ``picture`` paints, bool [size, size]: those more than half covered by one
+    of its objects, and by no later object.
+    """
+    random = Random(graph.seed + 2)
+    ground(graph.background, random, size)  # makes the same draws as ``picture``
+    owner = np.full((size, size), -1, np.int16)
+    for things, drawn, x, y, flip in place(graph, random, size):
+        mask = drawn.mask[:, ::-1] if flip else drawn.mask
+        owner[y : y + mask.shape[0], x : x + mask.shape[1]][mask] = graph.things.index(things)
+    return [owner == number for number in range(len(graph.things))]

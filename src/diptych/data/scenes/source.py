@@ -13,7 +13,7 @@ from diptych.data.scenes import language
 from diptych.data.scenes.controlled import SETS, SKILLS, attribute_set, group, habit_pair, single_object
 from diptych.data.scenes.drawn import Drawn
 from diptych.data.scenes.graph import SWAPS, Graph, draw, edit
-from diptych.data.scenes.layout import picture
+from diptych.data.scenes.layout import picture, seen_groups
 from diptych.data.source import Group
 
 _SCENES, _SINGLES, _GROUPS, _SETS, _HABITS = 0, 1, 2, 3, 4  # independent streams of seeds
@@ -53,6 +53,7 @@ class Scenes(Drawn):
         turns = language.conversation(graph, extra["questions"], texts[0], self.world.ask) if self.world.ask else []
         conversation = Conversation(turns) if turns else None
         one = graph.things[0].concept if len(graph.things) == 1 else None
+        masks = seen_groups(graph, self.world.size) if self.world.masks else None
         return Sample(
             name,
             extra,
@@ -60,7 +61,7 @@ class Scenes(Drawn):
             text=Captions(texts, meanings),
             negatives=negatives,
             turns=conversation,
-            regions=regions(graph, boxes),
+            regions=regions(graph, boxes, masks),
             label=None if one is None else Label(self.world.number(one), one),
         )
 
@@ -131,12 +132,15 @@ class Scenes(Drawn):
         raise DiptychError(f"{self.address} is too small a world for {n} scenes with descriptions that fit no other scene")
 
 
-def regions(graph: Graph, boxes: list[dict[str, Any]]) -> list[Region]:
-    """Each group of a scene with the box around its objects. boxes: of the objects, as ``picture`` gives them."""
+def regions(graph: Graph, boxes: list[dict[str, Any]], masks: list[np.ndarray] | None = None) -> list[Region]:
+    """Each group of a scene with the box around its objects. boxes: of the objects, as ``picture`` gives them; masks: what is seen
+    of each group.
+    """
     result = []
-    for things in graph.things:  # each concept has one group
+    for number, things in enumerate(graph.things):  # each concept has one group
         left, top, right, bottom = zip(*(box["box"] for box in boxes if box["concept"] == things.concept), strict=True)
-        result.append(Region((float(min(left)), float(min(top)), float(max(right)), float(max(bottom))), language.phrase(things)))
+        box = (float(min(left)), float(min(top)), float(max(right)), float(max(bottom)))
+        result.append(Region(box, language.phrase(things), None if masks is None else masks[number]))
     return result
 
 

@@ -25,6 +25,13 @@ _LATER = (
     "clip_frames",
     "events",
     "backwards",
+    "things",
+    "distractors",
+    "tiny",
+    "crowded",
+    "wrong",
+    "masks",
+    "named",
 )  # options that were added after the first worlds had been published
 TRAIN_LENGTH, HELD_OUT_LENGTH = 2**31 - 1, 10_000
 
@@ -57,6 +64,13 @@ class World:
     clip_frames: int = 0  # of clips with actions: frames of a clip; 0: 16, or 16 for each of several events
     events: int = 0  # of clips with actions: how many follow each other in a long clip; 0: clips of one or two events
     backwards: int = 0  # of clips with actions: 1: the false caption of a clip is that of the clip played backwards
+    things: int = 0  # of scenes:regions: single objects in a scene, three to so many
+    distractors: int = 0  # of scenes:regions: other objects of the kind that the scene was drawn around
+    tiny: float = 0.0  # of scenes:regions: chance that an object is very small
+    crowded: float = 0.0  # of scenes:regions: the largest share of an object that others may hide
+    wrong: int = 0  # of scenes:regions: wrong versions of each phrase
+    named: int = 0  # of scenes:regions: 1: every object is a region with its colour and name as phrase, which others may share
+    masks: int = 0  # 1: regions have the mask of their visible pixels
 
     def __post_init__(self) -> None:
         most = len(all_concepts()) * 10 // 11
@@ -65,7 +79,8 @@ class World:
             **{"size": (32, 1024), "concepts": (6, most), "colours": (2, len(PALETTE)), "max_objects": (2, 6)},
             **{"natural": (0, 0.9), "full": (1, 3), "frames": (1, 3), "length": (0, TRAIN_LENGTH)},
             **{"told": (0, 3), "zipf": (0, 4), "habit": (0, 1), "ask": (0, 16), "backwards": (0, 1)},
-            **{"clip_frames": (0, 1024), "events": (0, 32)},
+            **{"clip_frames": (0, 1024), "events": (0, 32), "things": (0, 24), "distractors": (0, 8)},
+            **{"tiny": (0, 1), "crowded": (0, 0.6), "wrong": (0, 20), "masks": (0, 1), "named": (0, 1)},
         }
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
@@ -166,11 +181,20 @@ PRESETS: dict[str, dict[str, Any]] = {
     "full": {},
     "clips": {"size": 64, "concepts": 24, "colours": 8, "max_objects": 2, "natural": 0.0, "full": 2},
     "albums": {"size": 64, "concepts": 24, "colours": 8, "max_objects": 4, "natural": 0.0, "full": 1},
+    "regions": {
+        **{"size": 64, "concepts": 12, "colours": 6, "natural": 0.0, "frames": 2},
+        **{"things": 6, "distractors": 2, "wrong": 3, "masks": 1},
+    },
 }
 # Options of the worlds that do not draw single pictures; the other options have no effect there.
 _COMMON = ("size", "concepts", "colours", "natural", "seed", "split", "length", "zipf", "ask", "habit")
 OF_CLIPS = ("actions", "clip_frames", "events", "backwards")
-ONLY = {"clips": (*_COMMON, "full", *OF_CLIPS), "albums": (*_COMMON, "max_objects")}
+OF_REGIONS = ("things", "distractors", "tiny", "crowded", "wrong", "named")
+ONLY = {
+    "clips": (*_COMMON, "full", *OF_CLIPS),
+    "albums": (*_COMMON, "max_objects"),
+    "regions": (*(name for name in _COMMON if name not in ("natural", "ask")), "frames", "masks", *OF_REGIONS),
+}
 
 
 def parse(address: str) -> World:
@@ -186,7 +210,7 @@ def parse(address: str) -> World:
     for part in query.split("&") if query else []:
         pairs = parse_qsl(part, keep_blank_values=True)
         name, text = pairs[0] if pairs else ("", "")
-        known = ONLY.get(preset, tuple(name for name in types if name not in OF_CLIPS))
+        known = ONLY.get(preset, tuple(name for name in types if name not in (*OF_CLIPS, *OF_REGIONS)))
         if name not in known:
             raise DiptychError(f"'{address}': no option '{name}'{nearest(name, known)}")
         try:

@@ -8,7 +8,12 @@
 | ``parquet:data/*.parquet`` | image bytes or paths and captions |
 | ``coco:captions.json?images=DIR`` | COCO captions |
 | ``coco:instances.json``, ``coco:captions.json?instances=instances.json`` | COCO boxes with category names |
-| ``regions:FILE.jsonl?images=DIR`` | boxes with phrases (Flickr30k Entities, RefCOCO) |
+| ``regions:FILE.jsonl?images=DIR&convention=xyxy/1000`` | boxes, points and phrases in rows: .jsonl, .json, .parquet, GRIT |
+| ``panoptic:panoptic_val2017.json`` | COCO panoptic: a region with its mask for each segment |
+| ``genome:region_descriptions.json?images=DIR`` | Visual Genome: regions, objects, attributes or relationships |
+| ``refcoco:refs(unc).p?instances=instances.json&images=DIR&split=testA`` | RefCOCO, RefCOCO+, RefCOCOg |
+| ``entities:flickr30k_entities?images=DIR`` | Flickr30k Entities: captions and the boxes of their phrases |
+| ``dci:complete?images=DIR`` | Densely Captioned Images: a description, its summaries and wrong versions for each part |
 | ``classes:my/parts``, ``classes:table.csv?image=file&label=species`` | images in class folders, or a table of classes |
 | ``labels:table.csv?label=tags``, ``labels:my/folder`` | a table of images with any number of labels each |
 | ``video:clips/`` | video files, animated pictures or folders of frames, with captions as for ``folder:`` |
@@ -26,6 +31,7 @@
 | ``shots:classes:my/parts?shots=16&seed=0`` | a few pictures of each class, for adapting a model |
 | ``facts:scenes:small?repeat=2`` | facts and captions of scenes in words, without pictures, for language models |
 | ``stills:scenes:small?n=4`` | clips made of stills: several pairs one after the other |
+| ``joined:scenes:clips?n=3`` | long clips made of several, one after the other |
 | ``index:my.index``, ``index:my.index?selection=NAME`` | the pictures of an index, or a selection of them (``diptych index``) |
 | ``mypackage.sources:MySource:REST`` | ``MySource(REST)``, your own class |
 
@@ -50,7 +56,12 @@ SCHEMES = {
     "jsonl": "diptych.data.sources.table:Table",
     "parquet": "diptych.data.sources.parquet:Parquet",
     "coco": "diptych.data.sources.coco:Coco",
-    "regions": "diptych.data.sources.coco:RegionTable",
+    "regions": "diptych.data.sources.grounded.table:RegionTable",
+    "panoptic": "diptych.data.sources.grounded.panoptic:Panoptic",
+    "genome": "diptych.data.sources.grounded.genome:Genome",
+    "refcoco": "diptych.data.sources.grounded.refs:Refs",
+    "entities": "diptych.data.sources.grounded.entities:Entities",
+    "dci": "diptych.data.sources.grounded.dci:Dci",
     "classes": "diptych.data.sources.classes:Classes",
     "labels": "diptych.data.sources.classes:Labels",
     "video": "diptych.data.sources.video:Video",
@@ -66,6 +77,7 @@ SCHEMES = {
     "shots": "diptych.data.subsets.shots:Shots",
     "facts": "diptych.data.scenes.facts:Facts",
     "stills": "diptych.data.subsets.stills:Stills",
+    "joined": "diptych.data.subsets.joined:Joined",
     "index": "diptych.index.source:IndexSource",
 }
 ENDINGS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".tar": "wds"}

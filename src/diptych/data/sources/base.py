@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from diptych.core.errors import DiptychError, nearest
-from diptych.core.sample import Sample, captioned
+from diptych.core.sample import Region, Sample, captioned
 from diptych.data.image import decode
+from diptych.data.regions.outlines import drawn
 from diptych.data.source import BrokenItem, Problem
 from diptych.data.storage import digests, files
 
@@ -246,7 +247,22 @@ class ListedSource(ABC):
     def sample(self, entry: Entry, **decoded: Any) -> Sample:
         """The sample of an entry with what was decoded of it."""
         text = captioned(entry.captions) if entry.captions else None
-        return Sample(entry.id, dict(entry.extra), **decoded, text=text, **entry.fields)
+        fields = entry.fields
+        if "regions" in fields:
+            image = decoded.get("image")
+            height, width = (None, None) if image is None else image.shape[:2]
+
+            def wrong(number: int, reason: str) -> None:
+                """Records a region that cannot be used."""
+                self._note(f"{entry.id}, region {number}", reason)
+
+            fields = {**fields, "regions": drawn(fields["regions"], height, width, wrong) or None}
+        return Sample(entry.id, dict(entry.extra), **decoded, text=text, **fields)
+
+    def _note(self, item: str, reason: str) -> None:
+        """Records what only decoding shows to be wrong, once."""
+        if all(problem.item != item for problem in self.problems):
+            self.problems.append(Problem(item, reason))
 
     def listed(self, index: int) -> Sample:
         """One item without its image: its id, its captions and what else is known without decoding, such as a label."""
@@ -274,7 +290,7 @@ class ListedSource(ABC):
         total = hashlib.blake2b(digest_size=16)
         rows = []
         for digest, entry in zip(self.digests(), self._entries, strict=True):
-            known = [entry.captions, entry.extra, *([entry.fields] if entry.fields else [])]
+            known = [entry.captions, entry.extra, *([_plain(entry.fields)] if entry.fields else [])]
             rows.append(hashlib.blake2b(digest + json.dumps(known, sort_keys=True, default=str).encode(), digest_size=16).digest())
         for row in sorted(rows):
             total.update(row)
@@ -297,6 +313,18 @@ class ListedSource(ABC):
         part._entries = [self._entries[i] for i in rows]
         part._digests = None if self._digests is None else [self._digests[i] for i in rows]
         return part
+
+
+def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields for a fingerprint. Of regions with no more than box and phrase only these, as before they could have more: the data of
+    older runs keeps its fingerprint.
+    """
+    return {
+        name: [v[:2] if isinstance(v, Region) and v[2:] == (None, (), None) else v for v in value]
+        if isinstance(value, list)
+        else value
+        for name, value in fields.items()
+    }
 
 
 class Names:

@@ -1,20 +1,18 @@
-"""``coco:``: COCO's captions and instances; ``regions:``: a table of boxes with phrases, as of Flickr30k Entities or RefCOCO."""
+"""``coco:``: COCO's captions and instances, and what is written like them (Objects365, LVIS)."""
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from diptych.core.errors import DiptychError
-from diptych.core.sample import Region
+from diptych.core.sample import Region, class_text
 from diptych.data.source import Problem
-from diptych.data.sources.base import CAPTION_COLUMNS, IMAGE_COLUMNS, Entry, ListedSource, clean, column, texts
-from diptych.data.sources.table import check_scheme, json_object, read_jsonl
+from diptych.data.sources.base import Entry, ListedSource
+from diptych.data.sources.grounded.regions import region_of
+from diptych.data.sources.table import check_scheme, json_object
 from diptych.data.storage import files
-
-PHRASES = ("phrase", "phrases", "expression", "sentence", "sentences", "label", "category", "name")
 
 
 class Coco(ListedSource):
@@ -23,18 +21,24 @@ class Coco(ListedSource):
     instances: a second file of COCO; its boxes become the images' regions, each with its category as phrase. Given alone, as
     ``coco:instances.json``, images have regions and no captions. A file may have both: an annotation with ``caption`` is a caption
     of its image, and one with ``bbox`` a region; one with both is both. Without a category or ``phrase`` its caption is the
-    region's phrase, too. Crowds (``iscrowd``) are left out. Entries that cannot be used are problems.
+    region's phrase, too. Crowds (``iscrowd``) are left out. Entries that cannot be used are problems. masks: regions have the masks
+    of ``segmentation``: polygons, run lengths or compressed run lengths.
+
+    LVIS' images have no ``file_name`` but a ``coco_url``, of which the last two parts are the path; its names of categories are
+    written with spaces.
     """
 
     looked_for = "images with captions or boxes"
 
-    def __init__(self, place: str, *, images: str | None = None, instances: str | None = None):
-        self.images, self.instances = images, instances
+    def __init__(self, place: str, *, images: str | None = None, instances: str | None = None, masks: bool = False):
+        self.images, self.instances, self.masks = images, instances, masks
         super().__init__(place)
 
     def entries(self) -> Iterator[Entry]:
         """Every image that the address names."""
         content = read_coco(self.place)
+        if any("segments_info" in a for a in content["annotations"] if isinstance(a, dict)):
+            raise DiptychError(f"{self.place}: a file of COCO panoptic: give panoptic:{self.place}")
         if not any(key in a for a in content["annotations"] if isinstance(a, dict) for key in ("caption", "bbox")):
             raise DiptychError(
                 f"{self.place}: its annotations have no 'caption' and no 'bbox'; give a captions_*.json or instances_*.json"
@@ -63,7 +67,8 @@ class Coco(ListedSource):
         directory = self._directory(images)
         for image in images:
             image = dict(image)
-            name, number = image.pop("file_name", None), image.pop("id")
+            name, number = file_name(image), image.pop("id")
+            image.pop("file_name", None)
             boxes, texts = regions.pop(number, None), captions.pop(number, [])
             if not name or not isinstance(name, str):
                 reason = f"file_name: {_found(name)}; expected a path" if name else "no file_name"
@@ -107,7 +112,7 @@ class Coco(ListedSource):
             if not phrase and isinstance(annotation.get("caption"), str):
                 phrase = annotation["caption"]
             try:
-                region = region_of({**annotation, "phrase": phrase}, sizes.get(number, (None, None)))
+                region = region_of({**annotation, "phrase": phrase}, sizes.get(number, (None, None)), masks=self.masks)
             except ValueError as error:
                 self._wrong(place, "annotation", annotation, str(error))
             else:
@@ -122,66 +127,11 @@ class Coco(ListedSource):
         else:
             part = files.name(self.place).removesuffix(".json").rpartition("_")[2]  # captions_val2017.json → val2017
             places = [files.join(here, d) for d in (".", "images", part, "..", "../images", f"../{part}")]
-        names = [name for i in images[:20] if isinstance(name := i.get("file_name"), str) and name]
+        names = [name for i in images[:20] if isinstance(name := file_name(i), str) and name]
         for place in places:
             if any(files.exists(files.join(place, n)) for n in names):
                 return place
         return places[0]
-
-
-class RegionTable(ListedSource):
-    """A .jsonl (globs allowed) with rows ``{image, regions: [{box or bbox, phrase}], caption}``, or rows that hold one ``box`` or
-    ``bbox`` and a ``phrase``.
-
-    box: left, top, right, bottom; bbox: left, top, width, height; in pixels. Rows of the same image are one sample; captions may be
-    missing. Paths are relative to ``?images=DIR``, else to the file. Boxes that cannot be used are problems.
-    """
-
-    looked_for = "rows with an image and regions"
-
-    def __init__(self, place: str, *, images: str | None = None, image: str | None = None):
-        self.images, self.image = images, image
-        super().__init__(place)
-
-    def entries(self) -> Iterator[Entry]:
-        """Every image that the address names."""
-        urls = files.matching(self.place)
-        directories = [files.directory_of(url, self.images) for url in urls]
-        prefixes = files.prefixes(urls)
-        for url, directory, prefix in zip(urls, directories, prefixes, strict=True):
-            own = prefix if len(set(directories)) > 1 else ""  # in one directory, equal paths are the same image
-            columns, rows = read_jsonl(url)
-            image = column(columns, IMAGE_COLUMNS, self.image, "image", url)
-            caption = next((c for c in CAPTION_COLUMNS if c in columns), "")
-            for line, row in rows:
-                path = row.pop(image, None)
-                item = f"{prefix}{files.name(url)}:{line}"
-                if not isinstance(path, str) or not path.strip():
-                    self.problems.append(Problem(item, f"no path in column '{image}'"))
-                    continue
-                regions = self._regions(item, row)
-                fields = {"regions": regions} if regions else {}
-                try:
-                    captions = texts(row.pop(caption, None))
-                except ValueError as error:
-                    self.problems.append(Problem(item, str(error)))
-                    captions = []
-                where = files.join(directory, path.strip())
-                yield Entry(files.named(path, own, url), where, captions, row, fields=fields)
-
-    def _regions(self, item: str, row: dict[str, Any]) -> list[Region]:
-        size = row.get("width"), row.get("height")
-        given = row.pop("regions", None)
-        if given is None:  # one region per row
-            keys = ("box", "bbox", *PHRASES)
-            given = [{k: row.pop(k) for k in keys if k in row}]
-        regions = []
-        for number, region in enumerate(given if isinstance(given, list) else [given]):
-            try:
-                regions.append(region_of(region, size))
-            except ValueError as error:
-                self.problems.append(Problem(f"{item}, region {number + 1}", str(error)))
-        return regions
 
 
 def read_coco(place: str) -> dict[str, Any]:
@@ -205,48 +155,21 @@ def category_names(content: Mapping[str, Any], place: str) -> dict[Any, str]:
     for at, category in enumerate(categories):
         if not isinstance(category, dict) or not isinstance(category.get("id"), (int, float, str)):
             raise DiptychError(f"{place}: categories, place {at}: {_found(category)}; expected {{id, name}}")
-    return {category["id"]: str(category.get("name", "")) for category in categories}
+    # with synsets: LVIS', which writes underscores for spaces
+    return {c["id"]: (class_text if "synset" in c else str)(str(c.get("name", ""))) for c in categories}
+
+
+def file_name(image: Mapping[str, Any]) -> Any:
+    """The path of an image: its ``file_name``, or of LVIS' images the last two parts of their address,
+    ``val2017/000000397133.jpg``.
+    """
+    url = image.get("coco_url")
+    if image.get("file_name") is None and isinstance(url, str):
+        return "/".join(url.split("/")[-2:])
+    return image.get("file_name")
 
 
 def _found(value: Any) -> str:
     """A value for a message: its type, and the value itself if it is short."""
     text = repr(value)
     return f"found {type(value).__name__} {text}" if len(text) <= 40 else f"found {type(value).__name__}"
-
-
-def region_of(given: Any, size: tuple[Any, Any] = (None, None)) -> Region:
-    """A region from ``{box or bbox, phrase}``, its box cut to the image. size: the image's width and height, where known.
-    ValueError says what is wrong.
-    """
-    if not isinstance(given, Mapping):
-        raise ValueError(f"a region given as {type(given).__name__}; expected {{box, phrase}}")
-    box, extent = given.get("box"), given.get("bbox")
-    try:
-        edges = [float(edge) for edge in (box if box is not None else extent)]  # type: ignore[union-attr]
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError("no box: expected box: [left, top, right, bottom] or bbox: [left, top, width, height]") from None
-    if len(edges) != 4 or not all(map(math.isfinite, edges)):
-        raise ValueError(f"a box of {len(edges)} numbers, {edges}; expected four")
-    left, top, right, bottom = edges
-    if box is None:
-        right, bottom = left + right, top + bottom
-    if all(isinstance(side, (int, float)) for side in size):
-        left, right = (min(max(edge, 0.0), float(size[0])) for edge in (left, right))
-        top, bottom = (min(max(edge, 0.0), float(size[1])) for edge in (top, bottom))
-    if right <= left or bottom <= top:
-        raise ValueError(f"an empty box: {edges}")
-    return Region((left, top, right, bottom), _phrase(given))
-
-
-def _phrase(given: Mapping[str, Any]) -> str:
-    """The first text among the usual keys. ValueError if there is none."""
-    reason = "no phrase"
-    for key in PHRASES:
-        try:
-            found = [phrase for phrase in map(clean, texts(given.get(key))) if phrase]
-        except ValueError:  # a number of a category, next to its name
-            reason = f"no phrase: '{key}' holds {type(given[key]).__name__}; expected a text"
-            continue
-        if found:
-            return found[0]
-    raise ValueError(reason)

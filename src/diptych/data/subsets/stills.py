@@ -2,7 +2,8 @@
 arXiv:2306.09085, §3.2).
 
 A sample has the fields ``video`` (n pictures as the frames of a clip, one a second), ``text`` (their captions in the same order, as
-one paragraph), and ``image`` and ``caption``, the first picture and its caption alone. The other pictures are drawn from the whole
+one paragraph), and ``image`` and ``caption``, the first picture and its caption alone. Extra: ``events``, when each is shown. The
+other pictures are drawn from the whole
 base, by the sample's number and the seed. The address of the base is percent-encoded if it has options of its own.
 """
 
@@ -25,7 +26,8 @@ MOST_DRAWN = 2**31  # of a source without end, numbers up to this are drawn
 class Stills:
     """n: pictures of a clip. seed: which ones follow each other. joint: what stands between two captions."""
 
-    fields = ("image", "video", "text", "caption")
+    fields: tuple[str, ...] = ("image", "video", "text", "caption")
+    scheme = "stills"
 
     def __init__(self, place: str, *, n: Annotated[int, Field(ge=1)] = 4, seed: Annotated[int, Field(ge=0)] = 0, joint: str = ", "):
         from diptych.data.sources import open_source
@@ -36,7 +38,7 @@ class Stills:
     def _set(self, base: Source) -> Stills:
         self.base = base
         self.problems: list[Problem] = list(base.problems)
-        self.address = f"stills:{quote(base.address, safe=':/,{}*')}?n={self.n}&seed={self.seed}"
+        self.address = f"{self.scheme}:{quote(base.address, safe=':/,{}*')}?n={self.n}&seed={self.seed}"
         if not len(base):
             raise DiptychError(f"{self.address}: {base.address} has no samples")
         return self
@@ -79,6 +81,7 @@ class Stills:
         first: Captions = own.fields["text"]
         return Sample(
             own.id,
+            {"events": [{"text": text, "start": float(i), "end": i + 1.0} for i, text in enumerate(texts)]},
             image=own.image,
             video=Video([s.image for s in samples if s.image is not None], [float(i) for i in range(len(samples))]),
             text=captioned([self.joint.join(texts)], [" > ".join(meanings)]),
@@ -105,11 +108,11 @@ class Stills:
 
     def fingerprint(self) -> str:
         """A hash of the base's fingerprint and the options."""
-        noted = f"stills {self.base.fingerprint()} {self.n} {self.seed} {self.joint}"
+        noted = f"{self.scheme} {self.base.fingerprint()} {self.n} {self.seed} {self.joint}"
         return hashlib.sha256(noted.encode()).hexdigest()[:16]
 
     def split(self, name: str) -> Source:
         """A part of the base, likewise."""
-        part = Stills.__new__(Stills)
+        part = type(self).__new__(type(self))
         part.n, part.seed, part.joint = self.n, self.seed, self.joint
         return part._set(self.base.split(name))

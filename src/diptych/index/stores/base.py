@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -65,3 +66,16 @@ class Store(Protocol):
     def close(self) -> None:
         """Lets go of files and connections. Does not save."""
         ...
+
+
+def settle(store: Store, queries: np.ndarray | None = None, progress: Callable[[int, int], object] | None = None) -> None:
+    """Brings a store that searches by an approximation up to date, by its method ``settle`` if it has one.
+
+    queries: float32 [Q, E], such as texts, for which the approximation has to be good; progress(done, of how many): both for a
+    ``settle`` that takes them.
+    """
+    method = getattr(store, "settle", None)
+    if method is not None:
+        taken = inspect.signature(method).parameters
+        given = {"queries": queries, "progress": progress}
+        method(**{name: value for name, value in given.items() if name in taken and value is not None})

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diptych.core.errors import DiptychError, counted
-from diptych.index.stores.base import Rows, Store
+from diptych.index.stores.base import Rows, Store, settle
 from diptych.index.stores.recall import exact_search, probes, recall_of
 
 CHUNK = 20_000  # vectors that are copied, and saved, at a time
@@ -36,12 +36,15 @@ def move(
     target: Store,
     rows: Callable[[np.ndarray], Rows] | None = None,
     queries: np.ndarray | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], object] | None = None,
+    texts: np.ndarray | None = None,
+    graph: Callable[[int, int], object] | None = None,
 ) -> Moved:
     """Makes ``target`` hold what ``source`` holds, under the same ids. The source is only read: let go of it afterwards.
 
     rows: the columns of ids, for a store that filters by itself. queries: float32 [Q, E] for the comparison of the top 10; None: 50
-    near the vectors (``probes``). progress: called with how many of how many are done.
+    near the vectors (``probes``). progress: called with how many of how many are done. texts: further queries for which a store
+    that approximates has to be good, float32 [T, E]; graph: its own progress (``settle``).
 
     What is there already is compared and copied again only where it differs, so a move that was stopped goes on. DiptychError if in
     the end a vector differs, or the new store finds less of the true top 10 than ``LEAST`` and than the old one.
@@ -61,9 +64,7 @@ def move(
             copied += len(fresh)
         if progress is not None:
             progress(min(start + CHUNK, len(ids)), len(ids))
-    settle = getattr(target, "settle", None)
-    if settle is not None:
-        settle()
+    settle(target, texts, graph)
     if not np.array_equal(target.ids(), ids):
         raise DiptychError(f"the store {target.kind} has other ids than {source.kind} after the move; the old store is unchanged")
     for start in range(0, len(ids), CHUNK):

@@ -13,6 +13,7 @@ from datetime import datetime
 import numpy as np
 
 from diptych.core.errors import DiptychError
+from diptych.data.clips import strip
 from diptych.data.hashes.perceptual import colours, phashes, pixel_hash
 from diptych.data.image import decode
 from diptych.data.source import BrokenItem
@@ -28,7 +29,8 @@ _EXIF = 0x8769
 
 @dataclass(slots=True)
 class Read:
-    """What reading an item gave. pixels: uint8 [height, width, 3], upright; None if it is broken, for the ``reason``.
+    """What reading an item gave. pixels: uint8 [height, width, 3], upright, of a clip [frames, height, width, 3];
+    None if it is broken, for the ``reason``.
 
     stamp: of the content that was read. size: of its file, in bytes. colours: mean colours of 4 × 4 fields, 48 bytes.
     """
@@ -109,9 +111,14 @@ def read(item: Item, collection: Collection) -> Read:
     if not result.date and mtime_ns:
         with suppress(ValueError, OverflowError, OSError):  # a time that no calendar has
             result.date = datetime.fromtimestamp(mtime_ns // 10**9).isoformat(timespec="seconds")
-    small = reduced(result.pixels)
+    small = reduced(picture_of(result.pixels))
     result.phash, result.colours = phashes([small]).astype(">u8").tobytes(), colours(small)
     return result
+
+
+def picture_of(pixels: np.ndarray) -> np.ndarray:
+    """A picture as it is; of a clip, [frames, height, width, 3], eight of its frames in two rows, so that its order counts."""
+    return pixels if pixels.ndim == 3 else strip(pixels, height=SIDE * 2, columns=4)[0]
 
 
 def reduced(pixels: np.ndarray) -> np.ndarray:

@@ -5,22 +5,26 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
 
+from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError
 from diptych.core.sample import Sample
+from diptych.data.clips import clips_as_images
 from diptych.data.image import CONVERT, SUFFIXES, UNREAD
 from diptych.data.inspect import ENDLESS
 from diptych.data.source import BrokenItem, Problem, Source
 from diptych.data.sources import SCHEMES, open_source
 from diptych.data.sources.base import ListedSource, Names, clean
 from diptych.data.sources.folder import by_file_or_in_table
+from diptych.data.sources.video import CLIPS, frame_folders
 from diptych.data.storage import files
+from diptych.data.videos.single import read_clip
 
 LONGEST = 2000  # characters of a column's text
 NUMBER = re.compile(r"-?(0|[1-9]\d{0,14})(\.\d{1,9})?")  # a text that is one; 007 is a name
@@ -57,6 +61,7 @@ class Collection(Protocol):
     """The pictures of one address."""
 
     address: str
+    of_clips: bool  # whether the items are clips, [frames, height, width, 3], which only some models read
 
     def items(self) -> Iterator[Item]:
         """All that are there, in a fixed order, each name once."""
@@ -104,6 +109,9 @@ def shown_path(address: str, name: str) -> str:
 
 def collection(address: str, limit: int | None = None) -> Collection:
     """The pictures of an address. limit: at most so many. DiptychError if it cannot be opened, or has no end and no limit."""
+    films = files.normal(address.removeprefix("video:"))
+    if address.startswith("video:") and files.is_local(films) and Path(films).is_dir():
+        return Films(address, Path(films), limit)
     place = files.normal(address.removeprefix("folder:"))
     plain = files.is_local(place) and Path(place).is_dir()
     packed = not address.startswith("folder:") and (Path(place) / "manifest.json").is_file()
@@ -112,10 +120,22 @@ def collection(address: str, limit: int | None = None) -> Collection:
     return Items(address, limit)
 
 
+def check_clips(collections: Sequence[Collection], model: Model) -> None:
+    """Raises DiptychError if there are clips and the model reads pictures."""
+    clips = next((each for each in collections if each.of_clips), None)
+    if clips is not None and getattr(model, "shows", "image") != "video":
+        raise DiptychError(
+            f"{clips.address} has clips, and {model.name} reads pictures: --model pooled:MODEL reads clips frame by frame, "
+            "or take a model that learned from clips, such as one of clip4clip"
+        )
+
+
 class Files:
     """All pictures below a folder, by their paths; captions and columns from the files next to them or from tables, as ``folder:``
     reads them.
     """
+
+    of_clips = False
 
     def __init__(self, address: str, folder: Path, limit: int | None = None):
         self.address, self.folder, self.limit = address, folder, limit
@@ -159,6 +179,41 @@ class Files:
         return str(self.folder / (name if raw is None else os.fsdecode(raw)))
 
 
+class Films(Files):
+    """All clips below a folder: files, and folders of numbered pictures; captions and columns as for pictures. Of each 32 frames
+    are read, as ``video:`` reads them.
+    """
+
+    of_clips = True
+
+    def items(self) -> Iterator[Item]:
+        """The clips in the order of their paths."""
+        found = [p for p in files.find(str(self.folder)) if not _in_index(p, self.folder)]
+        folders = frame_folders(found)
+        paths = sorted([*(path for path in found if path.lower().endswith(CLIPS)), *folders])[: self.limit]
+        texts = self._texts(paths, found) if len(found) > len(paths) else {}
+        for path in paths:
+            try:
+                held = [os.stat(self.folder / each) for each in folders.get(path, (path,))]
+            except OSError:
+                continue  # deleted since
+            captions, columns = texts.get(path, ([], {}))
+            stamp = ";".join([stamp_of(held[0]), *([] if len(held) == 1 else [f"{len(held)}", stamp_of(held[-1])])])
+            latest = max(status.st_mtime_ns for status in held)
+            yield Item(
+                path.encode("utf-8", "backslashreplace").decode(), stamp, sum(status.st_size for status in held), latest,
+                captions=captions, columns=columns,
+            )  # fmt: skip
+
+    def content(self, item: Item) -> bytes | np.ndarray:
+        """The frames of a clip. Raises ``BrokenItem``."""
+        return read_clip(self.folder / item.name)
+
+    def path_of(self, name: str, raw: bytes | None, position: int) -> str:
+        """ "": what is indexed of a clip is its frames, not its file."""
+        return ""
+
+
 class Items:
     """The items of a data source, by their ids."""
 
@@ -168,6 +223,8 @@ class Items:
         if len(self.source) >= ENDLESS and limit is None:
             raise DiptychError(f"{address} has no end; say how many pictures: --limit 1000")
         self.length = len(self.source) if limit is None else min(len(self.source), limit)
+        fields = getattr(self.source, "fields", ())
+        self.of_clips = "video" in fields and "image" not in fields
         # Whether the entries say by themselves when they change, so that nothing must be read to know.
         self._by_file = isinstance(self.source, ListedSource) and all(
             e.stamp or (isinstance(e.where, str) and files.is_local(e.where)) for e in self.source._entries
@@ -192,7 +249,8 @@ class Items:
                 if isinstance(entry.where, str) and files.is_local(entry.where):
                     try:
                         status = os.stat(entry.where)
-                        item.size, item.mtime_ns, item.path = status.st_size, status.st_mtime_ns, entry.where
+                        item.size, item.mtime_ns = status.st_size, status.st_mtime_ns
+                        item.path = "" if self.of_clips else entry.where
                         item.stamp = stamp_of(status)
                     except OSError:
                         item.reason = f"there is no file {entry.where}"
@@ -205,6 +263,9 @@ class Items:
 
     def content(self, item: Item) -> bytes | np.ndarray:
         """The file of an item as it is stored, or its pixels where the source has no files. Raises ``BrokenItem``."""
+        if self.of_clips:
+            clip: np.ndarray = clips_as_images(self.source)[item.position].image  # type: ignore[assignment]
+            return clip
         encoded = getattr(self.source, "encoded", None)
         data = encoded(item.position) if encoded else None
         if isinstance(data, bytes):
@@ -216,7 +277,7 @@ class Items:
 
     def path_of(self, name: str, raw: bytes | None, position: int) -> str:
         """The path of an item's file, if it has one."""
-        if not isinstance(self.source, ListedSource) or not 0 <= position < self.length:
+        if self.of_clips or not isinstance(self.source, ListedSource) or not 0 <= position < self.length:
             return ""
         where = self.source._entries[position].where
         return where if isinstance(where, str) and files.is_local(where) else ""

@@ -31,7 +31,7 @@ from diptych.index.stores.engine import Engine
 from diptych.index.updating.duplicates import leaders
 from diptych.index.updating.plan import Plan, Task, caption_of, columns_text, plan
 from diptych.index.updating.reading import Read, read
-from diptych.index.updating.scan import Collection, collection
+from diptych.index.updating.scan import Collection, check_clips, collection
 
 if TYPE_CHECKING:
     from diptych.index.index import Index
@@ -55,7 +55,9 @@ class _Stop:
         self.asked = True
 
 
-def update(index: Index, model: Model, progress: Progress | None = None, jobs: int | None = None) -> Changes:
+def update(
+    index: Index, model: Model, progress: Progress | None = None, jobs: int | None = None, graph: Progress | None = None
+) -> Changes:
     """``Index.update``, with the index locked."""
     began = time.monotonic()
     changes = Changes()
@@ -66,6 +68,7 @@ def update(index: Index, model: Model, progress: Progress | None = None, jobs: i
         try:
             recover(index, store)
             collections = [collection(address, index.limit) for address in index.addresses]
+            check_clips(collections, model)
             todo = plan(index.catalog, collections, pool)
             changes.unchanged = todo.unchanged
             _apply(index, store, todo, changes)
@@ -76,7 +79,7 @@ def update(index: Index, model: Model, progress: Progress | None = None, jobs: i
                 raise KeyboardInterrupt
             if changes.new or changes.changed or changes.deleted or not index.finished:
                 regroup(index)
-            index.finish(store, model)
+            index.finish(store, model, graph)
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
             raise Interrupted(
@@ -176,7 +179,7 @@ def _facts_of(source: int, item: Any, stamp: str) -> dict[str, Any]:
 
 
 def _row_of(task: Task, found: Read) -> dict[str, Any]:
-    height, width = found.pixels.shape[:2] if found.pixels is not None else (0, 0)
+    height, width = found.pixels.shape[-3:-1] if found.pixels is not None else (0, 0)
     return {
         **_facts_of(task.source, task.item, found.stamp),
         "digest": found.digest or None, "bytes": found.size, "mtime_ns": _held(found.mtime_ns), "width": width, "height": height,

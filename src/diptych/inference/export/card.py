@@ -16,6 +16,19 @@ if TYPE_CHECKING:
     from diptych.inference.export import Exported
     from diptych.inference.run import TrainedModel
 
+CLIPS = """\
+```python
+import numpy as np
+from transformers import AutoProcessor, CLASS
+
+model, processor = CLASS.from_pretrained("."), AutoProcessor.from_pretrained(".")  # needs torchvision
+clip = np.load("frames.npy")  # uint8 [frames, height, width, 3]
+asked = processor.apply_chat_template([{"role": "user", "content": [{"type": "video"}]}], add_generation_prompt=True)
+inputs = processor(text=asked, videos=[clip], add_special_tokens=False, return_tensors="pt")
+written = model.generate(**inputs, max_new_tokens=30)[:, inputs["input_ids"].shape[1] :]
+print(processor.batch_decode(written, skip_special_tokens=True)[0])
+```
+"""
 USE = {
     "transformers": """\
 ```python
@@ -88,6 +101,8 @@ written = model.generate(**inputs, max_new_tokens=30)[:, inputs["input_ids"].sha
 print(processor.batch_decode(written, skip_special_tokens=True)[0])
 ```
 """,
+    "VideoLlavaForConditionalGeneration": CLIPS.replace("CLASS", "VideoLlavaForConditionalGeneration"),
+    "LlavaNextVideoForConditionalGeneration": CLIPS.replace("CLASS", "LlavaNextVideoForConditionalGeneration"),
     "Blip2ForConditionalGeneration": """\
 ```python
 from PIL import Image
@@ -97,6 +112,31 @@ model, processor = Blip2ForConditionalGeneration.from_pretrained("."), AutoProce
 inputs = processor(images=Image.open("photo.jpg"), text="", return_tensors="pt").to(model.dtype)
 written = model.generate(**inputs, generation_config=model.generation_config, max_new_tokens=30)[:, inputs["input_ids"].shape[1] :]
 print(processor.batch_decode(written, skip_special_tokens=True)[0])
+```
+""",
+    "VideoMAEModel": """\
+```python
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+model, processor = AutoModel.from_pretrained("."), AutoImageProcessor.from_pretrained(".")
+frames = [Image.open(f"frame-{i}.png") for i in range(model.config.num_frames)]  # evenly spread over the clip
+clip = processor(images=frames, return_tensors="pt")["pixel_values"][None]
+print(model(clip).last_hidden_state.mean(1))
+```
+""",
+    "VideoMAEForPreTraining": """\
+```python
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, VideoMAEForPreTraining
+
+model, processor = VideoMAEForPreTraining.from_pretrained("."), AutoImageProcessor.from_pretrained(".")
+frames = [Image.open(f"frame-{i}.png") for i in range(model.config.num_frames)]  # evenly spread over the clip
+clip = processor(images=frames, return_tensors="pt")["pixel_values"][None]
+per_frame = (model.config.image_size // model.config.patch_size) ** 2
+hidden = (torch.rand(per_frame).argsort() >= per_frame // 10).repeat(model.config.num_frames // model.config.tubelet_size)
+print(model(clip, bool_masked_pos=hidden[None]).loss)
 ```
 """,
     "open_clip": """\
@@ -126,6 +166,7 @@ print(-captions.sum(1))  # log P(caption | image)
 ```
 """,
 }
+TAGS = {"VideoMAEModel": "feature-extraction", "VideoMAEForPreTraining": "feature-extraction"}
 SIZES = (
     "A picture of another size than {size} × {size}: this processor scales the whole picture and cuts out the central "
     "square, Diptych scales the "
@@ -145,7 +186,7 @@ def model_card(run: Path, trained: TrainedModel, made: Exported, notes: Sequence
     head = [
         "---",
         f"library_name: {made.format}",
-        f"pipeline_tag: {'image-text-to-text' if talks else 'zero-shot-image-classification'}",
+        f"pipeline_tag: {TAGS.get(made.architecture, 'image-text-to-text' if talks else 'zero-shot-image-classification')}",
         "license: other",
         "tags: [diptych, vision-language]",
         "---",

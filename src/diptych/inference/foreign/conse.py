@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from hashlib import blake2b
 from typing import Annotated, Literal
 
@@ -11,8 +12,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from diptych.core.capabilities import Adapter, Image, one_or_many
+from diptych.core.capabilities import Adapter, Image, Located, one_or_many
 from diptych.data.image import as_pixels, resize
+from diptych.inference.locating.maps import located_by_maps
+from diptych.inference.maps.foreign import ConseMaps
 from diptych.models.pretrained import load_efficientnet, load_minilm
 from diptych.models.pretrained.conse import LIKELIEST, RESOLUTION, TEMPERATURE, TEMPLATE, ClassSpace, class_texts, class_vectors
 from diptych.training.start.setup import pick_device
@@ -29,7 +32,7 @@ class Conse(Adapter):
     central square of an image is scaled, in pixels.
     """
 
-    capabilities = frozenset({"embed_image", "embed_text", "score"})
+    capabilities = frozenset({"embed_image", "embed_text", "score", "locate"})
 
     def __init__(
         self,
@@ -85,6 +88,20 @@ class Conse(Adapter):
         """Unit vectors, float32 [N, 384]."""
         vectors: np.ndarray = self.space.text(self.encoder.embed(list(one_or_many(texts)), self.device)).cpu().numpy()
         return vectors
+
+    def image_logits(self, images: Sequence[Image]) -> Tensor:
+        """``logits`` as a tensor [N, 1000], with a graph if gradients are wanted."""
+        return torch.cat([self._logits(images, start) for start in range(0, len(images), CHUNK)])
+
+    @cached_property
+    def maps(self) -> ConseMaps:
+        """Its maps (``inference.maps``)."""
+        return ConseMaps(self)
+
+    def locate(self, images: Sequence[Image], texts: Sequence[str]) -> list[Located]:
+        """Where text i is in image i, by a map."""
+        pictures = [as_pixels(image, f"image {i}") for i, image in enumerate(one_or_many(images))]
+        return located_by_maps(self.maps, pictures, one_or_many(texts))
 
     def score(self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None) -> np.ndarray:
         """Cosines, float32 [N, M], or [P] for ``pairs``."""

@@ -20,8 +20,8 @@ from diptych.core.extras import need
 from diptych.core.files import write_atomically, write_json, write_text
 from diptych.data.source import usable_samples
 from diptych.data.sources import open_source
-from diptych.inference.adapted import address_now, relative_to
 from diptych.inference.load import load
+from diptych.inference.onbase import address_now, relative_to
 from diptych.inference.onnx.card import card
 from diptych.inference.onnx.certificate import BOUNDS, Certificate, Paired, Refused, certify
 from diptych.inference.onnx.files import (

@@ -7,22 +7,19 @@ head.safetensors.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diptych.core.capabilities import Adapter, Image, Model, one_or_many
-from diptych.core.errors import DiptychError
-from diptych.core.files import check_format, read_json, write_json
-from diptych.inference.adapted import address_now, relative_to
+from diptych.core.capabilities import Image, Model, one_or_many
+from diptych.core.files import write_json
 from diptych.inference.heads import Head, load_head
-from diptych.inference.scored import ScoreVectors
+from diptych.inference.onbase import Load, OnBase, base_facts, opened
 
 FILE = "labelled.json"
 FORMAT = 1
-Load = Callable[[str, str], Model]  # address, device
 
 
 def probabilities_of(scores: np.ndarray, slope: float, offsets: np.ndarray) -> np.ndarray:
@@ -32,7 +29,7 @@ def probabilities_of(scores: np.ndarray, slope: float, offsets: np.ndarray) -> n
     return result
 
 
-class LabelledModel(Adapter):
+class LabelledModel(OnBase):
     """Gives images labels (the capability "label"); everything else is the model's own.
 
     labels: their names, in the order of the probabilities. slope, offsets [L]: from the head's scores to log-odds. thresholds [L]:
@@ -65,11 +62,7 @@ class LabelledModel(Adapter):
         write_json(
             folder / FILE,
             {
-                "format": FORMAT,
-                "model": address,
-                "relative": relative_to(address, folder),
-                "key": getattr(self.base, "key", None),
-                "scores": list(self.base.texts) if isinstance(self.base, ScoreVectors) else None,
+                **base_facts(self.base, address, folder, FORMAT),
                 "labels": list(self.labels),
                 "slope": self.slope,
                 "offsets": self.offsets.tolist(),
@@ -82,19 +75,7 @@ class LabelledModel(Adapter):
     @classmethod
     def load(cls, folder: Path, load: Load, device: str = "auto") -> LabelledModel:
         """The model that ``save`` wrote. DiptychError if the model itself cannot be loaded or has other weights than then."""
-        try:
-            data = read_json(folder / FILE)
-        except ValueError as error:
-            raise DiptychError(f"{folder / FILE}: cannot be read ({error}); adapt the model again") from None
-        check_format(data.get("format"), FORMAT, str(folder / FILE))
-        base = load(address_now(data, folder), device)
-        if data.get("scores"):
-            base = ScoreVectors(base, data["scores"])
-        if (now := getattr(base, "key", None)) != data["key"]:
-            raise DiptychError(
-                f"{folder}: {data['model']} has other weights now than when its labels were learned ({data['key']}, now {now}); "
-                "adapt it again"
-            )
+        data, base = opened(folder / FILE, FORMAT, load, device, "labels")
         head = load_head(folder, data["head"])
         offsets, thresholds = np.array(data["offsets"]), np.array(data["thresholds"])
         return cls(folder.name, base, head, data["labels"], data["slope"], offsets, thresholds, data["about"])
@@ -107,15 +88,3 @@ class LabelledModel(Adapter):
     def given(self, images: Sequence[Image]) -> list[list[str]]:
         """The labels of each image: those with a probability of at least their threshold."""
         return [[self.labels[i] for i in np.flatnonzero(row >= self.thresholds)] for row in self.label(images)]
-
-    def embed_image(self, images: Sequence[Image]) -> np.ndarray:
-        """The model's own unit vectors, float32 [N, E]."""
-        return self.base.embed_image(images)
-
-    def embed_text(self, texts: Sequence[str]) -> np.ndarray:
-        """The model's own unit vectors, float32 [N, E]."""
-        return self.base.embed_text(texts)
-
-    def score(self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None) -> np.ndarray:
-        """The model's own scores, float32 [N, M], or [P] for ``pairs``."""
-        return self.base.score(images, texts, pairs)

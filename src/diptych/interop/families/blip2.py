@@ -149,7 +149,7 @@ class Blip2(Family):
         state = self._state(model, words, made)
         made.load_state_dict({k: v.detach().cpu().contiguous() for k, v in state.items()}, strict=True, assign=True)
         made.language_model.tie_weights()
-        made.generation_config = generation(words, image, [words.ours.eos])
+        made.generation_config = generation(words, [image], [words.ours.eos])
         with quiet():
             made.save_pretrained(directory)
         says = read_json(directory / "config.json")  # it has the precision of the first weight

@@ -9,7 +9,7 @@ embedding, so it does not matter here.)
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from diptych.interop import chat
 from diptych.interop.base import Family, Geometry, Misfit, Same, State, image_processor, save_processor, to_theirs
 from diptych.interop.families import language
 from diptych.interop.families.siglip import Siglip
+from diptych.models.connectors.clips import ClipConnector
 from diptych.models.connectors.mlp import MLP
 from diptych.models.language.lm import IMAGE_PROMPTS
 from diptych.models.pretrained.packages import quiet
@@ -47,6 +48,9 @@ class Llava(Family):
     architecture = "LlavaForConditionalGeneration"
     scores = ("likelihood",)
     processor = "LlavaProcessor"
+    marks: ClassVar[tuple[str, ...]] = (IMAGE,)  # words in place of what is not a word
+    towers: ClassVar[tuple[str, ...]] = ("model.vision_tower",)
+    unused: ClassVar[tuple[str, ...]] = ()  # weights of the class that ours have nothing for, and that it does not use for ours
 
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
         """Empty if the class computes exactly what our model does."""
@@ -74,19 +78,11 @@ class Llava(Family):
         return [Misfit(f"parts.vision is a {type(vision).__name__}, which is not one of its towers", TOWER)]
 
     def _connector(self, connector: Any) -> list[Misfit]:
+        if isinstance(connector, ClipConnector):
+            return [Misfit(f"parts.connector, a {type(connector).__name__}, reads clips, and the class reads pictures")]
         if not isinstance(connector, MLP):
             return [Misfit(f"parts.connector is a {type(connector).__name__}, its projector is an MLP", MLP_OF_IT)]
-        result = []
-        if not isinstance(connector.norm, nn.Identity):
-            result.append(Misfit("its projector has no norm", "parts.connector.norm=false"))
-        layers = linear_layers(connector)
-        if len(layers) > 2:
-            result.append(Misfit(f"its projector has two layers, not {len(layers)}", "parts.connector.depth=2"))
-        elif layers[0].out_features > connector.width:
-            result.append(
-                Misfit("the middle of its projector is as wide as the language model", f"parts.connector.width={connector.width}")
-            )
-        return result
+        return projector_misfits(connector)
 
     def entries(self, model: VLM, objectives: nn.ModuleDict) -> list[Same]:
         """How weights of our own tower correspond; the rest is converted."""
@@ -94,12 +90,12 @@ class Llava(Family):
 
     def write(self, directory: Path, model: VLM, objectives: nn.ModuleDict, adapters: str = "") -> list[str]:
         """Write all files that the class loads; returns notes for the model card, one line each."""
-        from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+        import transformers
 
         lm, words = model.part("lm"), language.whole(model.part("lm"), merged=not adapters)
-        image = words.add_token(IMAGE)
+        marks = {f"{mark.strip('<>')}_token_index": words.add_token(mark) for mark in self.marks}
         tower, weights, strategy, mean, std = self._tower(model)
-        vision: Any = AutoConfig.for_model(**tower)
+        vision: Any = transformers.AutoConfig.for_model(**tower)
         tied = words.tied and words.embedding == "embed_tokens.weight"  # the only name that the class looks for
         words.config.tie_word_embeddings = tied
         dtype = torch.float32 if words.learned else next(iter(words.state.values())).dtype
@@ -108,8 +104,8 @@ class Llava(Family):
         options: dict[str, Any] = {
             "vision_config": vision,
             "text_config": words.config,
-            "image_token_index": image,
-            "image_seq_length": model.part("connector").tokens,
+            **marks,
+            **self._lengths(model.part("connector")),
             "projector_hidden_act": "gelu" if len(layers) == 2 else "linear",
             "vision_feature_layer": getattr(getattr(model.part("vision"), "tower", None), "layer", -1),
             "vision_feature_select_strategy": strategy,
@@ -119,19 +115,24 @@ class Llava(Family):
             "eos_token_id": words.ours.eos,
             "dtype": dtype,
         }
-        config = LlavaConfig(**options)
+        config = getattr(transformers, self.architecture.replace("ForConditionalGeneration", "Config"))(**options)
         with torch.device("meta"):
-            made: Any = LlavaForConditionalGeneration(config)
+            made: Any = getattr(transformers, self.architecture)(config)
         state = {f"{INSIDE}.{name}": value for name, value in words.state.items()} | {
             "lm_head.weight": words.head if tied else words.head.clone()
         }
-        state |= projector(layers, float(lm.scale)) | named_as(made, "model.vision_tower", weights)
+        state |= projector(layers, float(lm.scale))
+        for place in self.towers:  # each with weights of its own, since files hold no weight twice
+            state |= named_as(made, place, {name: value.clone() for name, value in weights.items()})
+        state |= {name: torch.zeros(value.shape) for name, value in made.state_dict().items() if name in self.unused}
         made.load_state_dict({k: v.detach().cpu().contiguous() for k, v in state.items()}, strict=True, assign=True)
         if tied:
             made.tie_weights()
         talks = any(map(learns_turns, objectives.values()))
         speaks = Chat(model.tokenizer, model.part("connector").tokens) if talks else None
-        made.generation_config = generation(words, image, [words.original(i) for i in speaks.ends] if speaks else [words.ours.eos])
+        made.generation_config = generation(
+            words, list(marks.values()), [words.original(i) for i in speaks.ends] if speaks else [words.ours.eos]
+        )
         with quiet():
             made.save_pretrained(directory)
         says = read_json(directory / "config.json")  # it has the precision of the first weight
@@ -142,19 +143,30 @@ class Llava(Family):
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(words.ours.pad)
         if speaks and not begins(speaks):
             without_beginning(tokenizer)
-        processor = LlavaProcessor(
+        processor = transformers.LlavaProcessor(
             image_processor(model.image_size, mean, std),
             tokenizer,
             patch_size=vision.patch_size,
             vision_feature_select_strategy=strategy,
             image_token=IMAGE,
             num_additional_image_tokens=1 if strategy == "default" else 0,
-            chat_template=template(lm, speaks, tokenizer, words),
+            chat_template=self._template(lm, speaks, tokenizer, words),
         )
         save_processor(directory, processor, self.processor)
+        self._describe_clips(directory, model)
         if adapters:
             language.write_adapters(directory / "adapter", model, adapters, INSIDE)
         return [*words_left_out(words), *(read_otherwise(processor, speaks, words) if speaks else ())]
+
+    def _lengths(self, connector: Any) -> dict[str, Any]:
+        """The options of the configuration that depend on the connector."""
+        return {"image_seq_length": connector.tokens}
+
+    def _template(self, lm: Any, speaks: Chat | None, tokenizer: Any, words: Language) -> str:
+        return template(lm, speaks, tokenizer, words)
+
+    def _describe_clips(self, directory: Path, model: VLM) -> None:
+        """For classes that read clips: what prepares them."""
 
     def _tower(self, model: VLM) -> tuple[dict[str, Any], State, str, list[float], list[float]]:
         """Configuration, weights, strategy (whether there is a token before the patches), mean and deviation of pixels."""
@@ -214,7 +226,22 @@ def tower_config(tower: Any) -> dict[str, Any] | Misfit:
     return Misfit("the class cannot use the tower's last state after its norm", "parts.vision.layer=-2")
 
 
-def linear_layers(connector: MLP) -> list[nn.Linear]:
+def projector_misfits(connector: Any) -> list[Misfit]:
+    """Why the layers of a connector are not those of the class's projector: no norm, at most two, with a middle not too wide."""
+    result = []
+    if not isinstance(connector.norm, nn.Identity):
+        result.append(Misfit("its projector has no norm", "parts.connector.norm=false"))
+    layers = linear_layers(connector)
+    if len(layers) > 2:
+        result.append(Misfit(f"its projector has two layers, not {len(layers)}", "parts.connector.depth=2"))
+    elif layers[0].out_features > connector.width:
+        result.append(
+            Misfit("the middle of its projector is as wide as the language model", f"parts.connector.width={connector.width}")
+        )
+    return result
+
+
+def linear_layers(connector: Any) -> list[nn.Linear]:
     """The linear layers of a connector, in order."""
     return [layer for layer in connector.layers if isinstance(layer, nn.Linear)]
 
@@ -250,11 +277,11 @@ def named_as(made: Any, inside: str, weights: State) -> State:
     return {f"{inside}{deeper}.{name}": value for name, value in weights.items()}
 
 
-def generation(words: Language, image: int, ends: list[int]) -> Any:
+def generation(words: Language, marks: list[int], ends: list[int]) -> Any:
     """Greedy, and only with words that the run could write: it has not learned when not to write the others."""
     from transformers import GenerationConfig
 
-    silent = {image}
+    silent = set(marks)
     if words.kept is not None:
         silent |= set(range(len(words.head))) - set(words.kept)
     return GenerationConfig(

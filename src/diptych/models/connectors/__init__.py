@@ -2,7 +2,7 @@
 all frames of a clip."""
 
 from diptych.models.connectors.attending import Perceiver, PlacedQueries
-from diptych.models.connectors.clips import AdaptivePool, EachFrame, FramesAndMean, VideoQFormer
+from diptych.models.connectors.clips import AdaptivePool, EachFrame, FramesAndMean, PooledFrames, VideoQFormer
 from diptych.models.connectors.mapping import Mapping
 from diptych.models.connectors.mlp import MLP, Linear, LinearNorm, PerTower, Pooled
 from diptych.models.connectors.pooling import Average, Downsample, Merge, Neighbours, PixelShuffle
@@ -28,6 +28,7 @@ CONNECTOR = {
     "perceiver": Perceiver,
     "each_frame": EachFrame,
     "adaptive_pool": AdaptivePool,
+    "pooled_frames": PooledFrames,
     "frames_and_mean": FramesAndMean,
     "video_q_former": VideoQFormer,
     "queries": "diptych.models.fusion.qformer:Queries",  # of a text part of kind q_former, which has looked at the tower's tokens

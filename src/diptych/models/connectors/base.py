@@ -18,10 +18,12 @@ class Connector(Part):
     """Image tokens [B, extra + N, D of the tower] → [B, tokens, D of the language model].
 
     ``grid`` is the side of the square of patches, ``tokens`` the number of output tokens. Class tokens are dropped, as in LLaVA.
+    placed: whether the output tokens are a square, row by row, each of the patches at its place (``inference.maps``).
     """
 
     __call__: Callable[..., Tensor]  # what ``forward`` gives; torch says Any
     tokens: int
+    placed: bool = False
 
     def __init__(self, build: Build):
         super().__init__()

@@ -17,19 +17,9 @@ from diptych.core.graph import provides
 from diptych.models.build import Build
 from diptych.models.connectors.base import Connector, perceptron
 from diptych.models.layers.attention import Transformer
-from diptych.models.time.clips import owners
+from diptych.models.time.clips import owners, read_frames
 
 Frames = Annotated[int, Field(ge=1)]
-
-
-def read_frames(owner: Tensor, frames: int) -> Tensor:
-    """The frames of each clip that are read, as rows of all frames, int64 [B, frames]: evenly spread, each the middle of its share.
-    Of a clip with fewer frames some are read several times, so that every clip has the same number of tokens.
-    """
-    lengths = torch.bincount(owner)
-    start = lengths.cumsum(0) - lengths
-    place = (torch.arange(frames, device=owner.device) + 0.5)[None] * lengths[:, None] / frames
-    return start[:, None] + place.long()
 
 
 class ClipConnector(Connector):
@@ -116,6 +106,35 @@ class AdaptivePool(ClipConnector):
         x = self.layers(self.norm(x))
         x = torch.unflatten(x, 2, (self.grid, self.grid)).permute(0, 4, 1, 2, 3)  # [B, D, T, y, x]
         x = F.adaptive_avg_pool3d(x, (self.time, self.side, self.side)).flatten(2).transpose(1, 2)
+        return x
+
+
+class PooledFrames(ClipConnector):
+    """The mean of ``stride`` × ``stride`` patches of each frame, then an MLP, frame after frame (LLaVA-NeXT-Video, Zhang et al.
+    2024). PLLaVA's ``adaptive_pool`` averages after its MLP.
+    """
+
+    def __init__(
+        self,
+        build: Build,
+        *,
+        frames: Frames = 8,
+        stride: Annotated[int, Field(ge=1)] = 2,
+        depth: Annotated[int, Field(ge=1)] = 2,
+        norm: bool = True,
+    ):
+        super().__init__(build, frames)
+        self.side = self.divided(build, stride)
+        self.stride, self.tokens = stride, frames * self.side**2
+        self.norm: nn.Module = nn.LayerNorm(self.image_width) if norm else nn.Identity()
+        self.layers = perceptron(self.image_width, self.width, depth)
+
+    def forward(self, x: Tensor, pooled: Tensor) -> Tensor:
+        """[B, T, N, D of the tower] → [B, T · N / stride², D of the language model], frame after frame, row by row"""
+        B, T = x.shape[:2]
+        x = torch.unflatten(self.norm(x).flatten(0, 1).transpose(1, 2), 2, (self.grid, self.grid))  # [B · T, D, y, x]
+        x = F.avg_pool2d(x, self.stride).flatten(2).transpose(1, 2)
+        x = self.layers(torch.unflatten(x, 0, (B, T)).flatten(1, 2))
         return x
 
 

@@ -19,6 +19,8 @@ from diptych.models.connectors.base import Connector, perceptron
 class MLP(Connector):
     """norm: on the tower's tokens first, since feature maps of convolutional towers have no fixed scale; LLaVA's own has none."""
 
+    placed = True
+
     def __init__(self, build: Build, *, depth: int = 2, width: int | None = None, norm: bool = True):
         super().__init__(build)
         build.require(depth >= 1, f"depth must be at least 1, got {depth}")

@@ -16,6 +16,8 @@ from diptych.models.connectors.base import Connector, perceptron
 class Average(Connector):
     """Mean over ``factor`` × ``factor`` patches, then linear (the ablation of Ak et al., section 4.4)."""
 
+    placed = True
+
     def __init__(self, build: Build, *, factor: int = 2, depth: int = 1):
         super().__init__(build)
         self.factor = factor
@@ -39,6 +41,8 @@ def side_by_side(x: Tensor, factor: int) -> Tensor:
 
 class Downsample(Connector):
     """2 × 2 neighbours concatenated, a norm and an MLP (VILA, Lin et al. 2024)."""
+
+    placed = True
 
     def __init__(self, build: Build, *, factor: int = 2, depth: int = 2):
         super().__init__(build)
@@ -73,6 +77,8 @@ class Neighbours(Connector):
 
 class PixelShuffle(Connector):
     """Space to depth and one linear layer without bias (Idefics3, Laurençon et al. 2024; SmolVLM)."""
+
+    placed = True
 
     def __init__(self, build: Build, *, factor: int = 2):
         super().__init__(build)

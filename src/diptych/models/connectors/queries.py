@@ -39,6 +39,8 @@ class CAbstractor(Connector):
     blocks of the paper.
     """
 
+    placed = True
+
     def __init__(self, build: Build, *, tokens: int = 16, width: int | None = None, depth: int = 3):
         super().__init__(build)
         side = math.isqrt(tokens)

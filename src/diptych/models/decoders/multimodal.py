@@ -103,5 +103,6 @@ DECODER = {
     "interleaved": InterleavedDecoder,
     "med": "diptych.models.fusion.med:MedDecoder",
     "q_former": "diptych.models.fusion.qformer:QFormerDecoder",
+    "kosmos": "diptych.models.decoders.kosmos:KosmosDecoder",
     "coca": "diptych.models.decoders.coca:CocaDecoder",
 }

@@ -114,6 +114,9 @@ FUSION = {
     "cross": CrossModal,
     "joint": Joint,
     "gated": GatedCrossAttention,
+    "text_cross": "diptych.models.regions.heads:TextCross",
     "med": "diptych.models.fusion.med:MedEncoder",
     "q_former": "diptych.models.fusion.qformer:QFormerEncoder",
+    "words": "diptych.models.fusion.words:WordsAndTokens",
+    "words_and_codes": "diptych.models.fusion.words:WordsAndCodes",
 }

@@ -227,4 +227,6 @@ TEXT = {
     "med": "diptych.models.fusion.med:MedText",
     "q_former": "diptych.models.fusion.qformer:QFormerText",
     "minilm": MiniLM,
+    "structured": "diptych.models.text.structured:StructuredText",
+    "stretched": "diptych.models.text.stretched:Stretched",
 }

@@ -13,8 +13,11 @@ from diptych.core.errors import DiptychError
 
 
 def owners(video: Videos, n: int, device: torch.device) -> Tensor:
-    """The clip of each of n frames, int64 [n]; a field without owners has clips of one frame."""
-    return torch.arange(n, device=device) if video.owner is None else video.owner
+    """The clip of each of n frames, or the piece of a clip (``Videos.rows``), int64 [n]; a field without owners has clips of one
+    frame.
+    """
+    rows = video.rows
+    return torch.arange(n, device=device) if rows is None else rows
 
 
 def places(owner: Tensor) -> Tensor:
@@ -41,6 +44,16 @@ def by_clip(x: Tensor, owner: Tensor, longest: int) -> tuple[Tensor, Tensor]:
     mask = torch.zeros(clips, longest, dtype=torch.bool, device=x.device)
     mask[owner, place] = True
     return rows, mask
+
+
+def read_frames(owner: Tensor, frames: int) -> Tensor:
+    """The frames of each clip that are read, as rows of all frames, int64 [B, frames]: evenly spread, each the middle of its share.
+    Of a clip with fewer frames some are read several times, so that every clip has the same number of tokens.
+    """
+    lengths = torch.bincount(owner)
+    start = lengths.cumsum(0) - lengths
+    place = (torch.arange(frames, device=owner.device) + 0.5)[None] * lengths[:, None] / frames
+    return start[:, None] + place.long()
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class ViT(VisionTower):
 
     class_tokens: learned tokens before the patches, which collect information from them. positions: fixed waves on the patches, or
     learned ones, of the class tokens too. norm: on the stem's output, on its sum with the positions (CLIP), or none. pool: ``mean``
-    of the patches, the first ``class`` token, ``attention`` (one learned query), ``map`` (SigLIP's: the same, and an MLP) or
+    or ``max`` of the patches (the greatest of each dimension; CLIPpy), the first ``class`` token, ``attention`` (one learned query), ``map`` (SigLIP's: the same, and an MLP) or
     ``cascade`` (CoCa's: the tokens that it returns are those of ``queries`` learned queries, which one more query reads; they
     belong to no place in the picture). queries: of the cascade; default: as many as there are patches, which is CoCa's ratio (256
     of each). hidden: width of the blocks' MLPs.
@@ -76,7 +76,7 @@ class ViT(VisionTower):
         class_tokens: Annotated[int, Field(ge=0)] = 0,
         positions: Literal["waves", "learned"] = "waves",
         norm: Literal["stem", "sum", "none"] = "stem",
-        pool: Literal["mean", "class", "attention", "map", "cascade"] = "mean",
+        pool: Literal["mean", "max", "class", "attention", "map", "cascade"] = "mean",
         queries: Annotated[int, Field(ge=1)] | None = None,
         activation: Activation | None = None,
         eps: float = 1e-5,
@@ -150,19 +150,26 @@ class ViT(VisionTower):
             x = torch.cat([classes.to(x.dtype).expand(x.shape[0], -1, -1), x], 1)
         if self.norm_sum:
             x = self.norm(x)
-        learned = None
-        if self.prompts:
-            vectors = Insertion(self.prompts, self.extra)
-            x, learned = vectors.leave(self.transformer(vectors.join(x), before=vectors.before))
-        else:
-            x = self.transformer(x)
+        x, learned, left = self.through(x, keep)
         if isinstance(self.pool, CascadePool):
             tokens, pooled = self.pool(x)
             return Tokens(tokens, pooled, learned=learned)
         if self.pool is not None:
             return Tokens(x, self.pool(x)[:, 0], learned=learned)
+        if self.pooling == "max":
+            return Tokens(x, x[:, self.extra :].amax(1), learned=learned)
         pooled = x[:, 0] if self.pooling == "class" else x[:, self.extra :].mean(1)
-        return Tokens(x, self.transformer.norm(pooled) if self.transformer.bare else pooled, learned=learned)
+        return Tokens(x, self.transformer.norm(pooled) if self.transformer.bare else pooled, learned=learned, places=left)
+
+    def through(self, x: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The blocks: tokens [B, extra + N or K, D], what has become of adapters' vectors, and the patches that are left, of a
+        tower that leaves some out.
+        """
+        if not self.prompts:
+            return self.transformer(x), None, None
+        vectors = Insertion(self.prompts, self.extra)
+        x, learned = vectors.leave(self.transformer(vectors.join(x), before=vectors.before))
+        return x, learned, None
 
     def _stem_at(self, pixels: Tensor, keep: Tensor) -> Tensor:
         """The stem's output [B, K, D] at the patches ``keep`` [B, K], from those patches alone."""
@@ -314,5 +321,9 @@ VISION = {
     "siglip": SiglipViT,
     "coca": "diptych.models.decoders.coca:CocaViT",
     "efficientnet": EfficientNet,
+    "groupvit": "diptych.models.vision.grouping:GroupViT",
+    "sparse": "diptych.models.vision.sparse:SparseViT",
+    "capped": "diptych.models.vision.capped:CappedViT",
+    "tubelets": "diptych.models.vision.tubelets:TubeletViT",
     "joined": "diptych.models.vision.joined:Joined",
 }

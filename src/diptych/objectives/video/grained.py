@@ -95,6 +95,16 @@ class MultiGrained(Scaled):
         last = (last + attended(by_word, mask[None], mixes["words_again"], self.tau)) / 2
         return (whole + by_words + by_frames + last) / 4
 
+    def frame_weights(self, p: Pass) -> Tensor:
+        """How much each frame of a clip counts for a text, [M, K, F]: the softmax over frames of their similarities with the
+        sentence (eq. 11), before the learned mixing; 0 for padding.
+        """
+        video: Tokens = p["video.frame_embedding"]
+        assert video.mask is not None
+        with torch.autocast(video.tokens.device.type, enabled=False):
+            similarity = torch.einsum("mfe,ke->mkf", video.tokens, p["text.embedding"]) / self.tau
+            return similarity.masked_fill(~video.mask[:, None], -math.inf).softmax(-1)
+
     def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
         """How well text ``texts[k]`` fits clip ``images[k]``, for index tensors [P] into the batch: [P]."""
         return self.all_scores(p)[images, texts]

@@ -87,12 +87,15 @@ class TimeOrder(Scaled):
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""
         video, back, text = p["video.embedding"], p["video.reversed_embedding"], p[TEXT_EMBEDDING]
-        given = p["negatives"] if p.has("negatives") else None
-        wrong = p["negatives.embedding"] if given is not None else text[:0]
+        own = p.alone
+        given = own["negatives"] if own.has("negatives") else None
         if given is None:
             owner = torch.zeros(0, dtype=torch.long, device=video.device)
         else:
-            owner = torch.arange(len(wrong), device=video.device) if given.owner is None else given.owner
+            owner = torch.arange(len(given), device=video.device) if given.owner is None else given.owner
+        # Gathered here: a process without backward captions has no such field, and then the whole batch has none either.
+        owner = p.everyones(owner + (0 if p.rows is None else p.rows.start))
+        wrong = p["negatives.embedding"] if len(owner) else text[:0]
         with torch.autocast(video.device.type, enabled=False):
             return time_order_loss(
                 video, text, back[owner], wrong, self.scale, self.same, self.cross, self.beta, owner, p["text"].meaning

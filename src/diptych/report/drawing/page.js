@@ -42,6 +42,16 @@
     }
   }
 
+  // Clips: a player that steps through the frames of the strip next to it, when it is pressed.
+  for (const film of document.querySelectorAll("button.film")) {
+    film.style.backgroundImage = `url("${film.parentElement.querySelector("img").src}")`;
+    film.hidden = false;
+    film.addEventListener("click", () => {
+      const on = film.getAttribute("aria-pressed") !== "true";
+      film.setAttribute("aria-pressed", String(on));
+    });
+  }
+
   // Pages: one at a time, chosen by the part of the address after #. A link into a closed part opens it; printing shows all.
   const pages = [...document.querySelectorAll("main > .page")], links = [...document.querySelectorAll("nav.pages a")], title = document.title;
   const show_page = (wanted) => {

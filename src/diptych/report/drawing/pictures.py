@@ -17,7 +17,12 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from diptych.benchmarks.pictures import Clip, load_image
+from diptych.benchmarks.video.conditions import is_clip
 from diptych.core.errors import DiptychError
+from diptych.data.clips import clips_as_images
+from diptych.data.source import BrokenItem
+from diptych.report.drawing.films import Film, film, film_of
 from diptych.report.drawing.marks import escape
 from diptych.report.read import Comparison, Run
 from diptych.report.sections.answers import Answers
@@ -43,7 +48,7 @@ class Pictures:
         item = self.item(task, answers, str(record["item"]))
         shown = _shown(item) or _of_group(self.item(task, answers, str(record.get("cluster", ""))), record)
         if shown:
-            return [src for one in shown[:MOST] if (src := _source_of(one))]
+            return [src for one in shown[:MOST] if (src := _source_of(one, record.get("frames")))]
         kept = self.comparison.items
         entry = kept.get(str(record["item"])) or kept.get(str(record.get("cluster")))
         picture = thumbnail(entry.image) if entry else None
@@ -107,7 +112,8 @@ class Pictures:
             source = open_source(run.data)
             if source.fingerprint() != run.data_fingerprint:
                 raise DiptychError(f"'{run.data}' now holds other data")
-            self._sources[run.data] = source
+            fields = getattr(source, "fields", ())
+            self._sources[run.data] = clips_as_images(source) if "video" in fields and "image" not in fields else source
         return self._sources[run.data]
 
 
@@ -187,17 +193,31 @@ def _shown(item: Any) -> list[Any]:
     """The pictures of an item: pixels, paths or contents of files."""
     shown = _field(item, "images", "image", "sample")
     if shown is None and isinstance(item, tuple):
-        shown = next((part for part in item if _is_picture(part) or hasattr(part, "image") or hasattr(part, "images")), None)
-    if isinstance(shown, (str, bytes)) or _is_picture(shown):
+        shown = next(
+            (part for part in item if _is_picture(part) or is_clip(part) or hasattr(part, "image") or hasattr(part, "images")), None
+        )
+    if _can_be_shown(shown):
         return [shown]
     if isinstance(shown, (list, tuple)):
-        return [part for part in shown if isinstance(part, (str, bytes)) or _is_picture(part)]
+        return [part for part in shown if _can_be_shown(part)]
     return _shown(shown) if hasattr(shown, "image") or hasattr(shown, "images") else []
 
 
-def _source_of(shown: Any) -> str:
+def _can_be_shown(value: Any) -> bool:
+    return isinstance(value, (str, bytes, Clip)) or _is_picture(value) or is_clip(value)
+
+
+def _source_of(shown: Any, weights: Any = None) -> str:
+    """The ``src`` of a picture or a clip. weights: how much a model attended to each frame of the clip, if that is known."""
     from diptych.data.image import decode
 
+    if isinstance(shown, Clip):
+        try:
+            shown = load_image(shown, "clip")
+        except (BrokenItem, DiptychError):
+            return ""
+    if is_clip(shown):
+        return film_of(shown, weights if isinstance(weights, list) else None)
     if isinstance(shown, str):
         picture = thumbnail(Path(shown))
         return picture[0] if picture else ""
@@ -224,6 +244,8 @@ def of_array(image: np.ndarray) -> str:
 
 
 def img(src: str, alt: str) -> str:
-    """An ``img`` element. alt: a description for screen readers."""
+    """An ``img`` element, or that of a clip (``films``). alt: a description for screen readers."""
+    if isinstance(src, Film):
+        return film(src, re.sub("\n", " ", alt))
     small = ' class="sprite"' if src.startswith("data:image/png") else ""
     return f'<img src="{src}" alt="{escape(re.sub(chr(10), " ", alt))}" loading="lazy"{small}>'

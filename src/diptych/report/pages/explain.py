@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+CLIP_QUESTIONS = (
+    "Questions about clips, by choice, by yes or no, or open. Next to the accuracy stands what is left of it with one frame, with "
+    "shuffled or reversed frames, and with the text alone.",
+    "Many questions about clips can be answered from one frame or from the text: read the temporal gain, and the accuracy of each "
+    "task.",
+)
 # What the task measures; what the number does not mean.
 TASKS = {
     "retrieval": (
@@ -50,6 +56,16 @@ TASKS = {
     "actions": (
         "The model names the action of a clip by choosing among the texts of all actions.",
         "The texts of the actions are part of the task: other words give other results.",
+    ),
+    "video-questions": CLIP_QUESTIONS,
+    "mvbench": CLIP_QUESTIONS,
+    "tvbench": CLIP_QUESTIONS,
+    "egoschema": CLIP_QUESTIONS,
+    "tempcompass": CLIP_QUESTIONS,
+    "grasp": CLIP_QUESTIONS,
+    "video-chatgpt": (
+        "Open questions about clips. An answer earns its longest common word sequence with the reference (ROUGE-L).",
+        "The published score is a judgement by a language model, from 0 to 5: do not compare it with this one. Read the answers.",
     ),
     "embedding": (
         "The positions of image and text embeddings relative to each other.",

@@ -16,6 +16,7 @@ from diptych.report.pages import details, table
 from diptych.report.pages.task import summary, task_pages
 from diptych.report.pages.terminal import print_comparison
 from diptych.report.read import Comparison, load, parse_budget
+from diptych.report.sections.maps import map_verdicts
 from diptych.report.words import plain_words
 
 OPENMOJI = {
@@ -54,6 +55,7 @@ def render(comparison: Comparison, images: Path | None = None, probe_texts: bool
         ("loss", "Learning", plots.loss_curves(comparison)),
         ("skills", "Skills against chance", plots.skill_profiles(comparison)),
         ("maps", "Where images and texts lie", plots.embedding_maps(comparison)),
+        ("believed", "Maps and whether they can be believed", map_verdicts(comparison)),
         ("tests", "Paired tests", details.tests(comparison)),
         ("all", "Every measurement", details.measurements(comparison)),
         ("again", "Environment, credits, repetition", again(comparison)),

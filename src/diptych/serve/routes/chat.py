@@ -16,7 +16,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from diptych.serve.conversation import turns_of
 from diptych.serve.errors import ApiError
-from diptych.serve.pictures.images import pictures_of, pool_of
+from diptych.serve.pictures.clips import check_clips, for_model, seen_of
+from diptych.serve.pictures.images import pool_of
 from diptych.serve.requests import body_of
 from diptych.serve.state import DEFAULT_TOKENS, State, state_of
 from diptych.serve.writing import Job, as_api_error
@@ -86,8 +87,10 @@ async def chat(request: Request) -> Response:
         raise ApiError(400, "n: one answer at a time", "n")
     how = decoding_of(wanted)
     most = min(wanted.max_completion_tokens or wanted.max_tokens or DEFAULT_TOKENS, state.settings.max_tokens)
-    turns, urls = turns_of(wanted.messages, state.settings)
-    images = await pool_of((url for url, _ in urls), state).run(lambda: pictures_of(urls, state.settings))
+    asked, shown = turns_of(wanted.messages, state.settings)
+    check_clips(shown, model, state.settings)
+    seen = await pool_of((each.url for each in shown), state).run(lambda: seen_of(shown, state.settings))
+    turns, images = for_model(model, asked, seen, state.settings)
     job = Job(model, images, turns, how, most)
     job.start(state.chats)
     head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}

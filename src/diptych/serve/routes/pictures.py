@@ -78,10 +78,10 @@ def _original(state: State, id: int) -> tuple[bytes, str]:
     if index.picture(id) is None:
         raise ApiError(404, f"there is no picture of the id {id}")
     try:
-        data: bytes = index.file(id)
+        data = index.content(id) if hasattr(index, "content") else index.file(id)
     except (DiptychError, OSError):
         raise ApiError(410, f"the picture {id} has changed or is gone; run `diptych index` again") from None
-    kind = kind_of(data)
+    kind = kind_of(data) if isinstance(data, bytes) else None  # pixels without a file, and clips
     return (data, kind) if kind else (jpeg(read(index, id)), "image/jpeg")
 
 

@@ -42,6 +42,7 @@ class SearchRequest(BaseModel):
     filters: dict[str, Any] = {}
     fold: bool = True
     cutoff: bool = True
+    rerank: bool | None = None
 
 
 class SelectionRequest(BaseModel):
@@ -87,6 +88,9 @@ def _search(
     for id in (*like, *wanted.not_like):
         if index.picture(id) is None:
             raise ApiError(404, f"there is no picture of the id {id}", "like")
+    if wanted.rerank and state.reranker is None:
+        raise ApiError(400, "rerank: this server has no second model; start it with --rerank MODEL", "rerank")
+    second = {"rerank": state.reranker} if state.reranker is not None and wanted.rerank is not False else {}
     query = Query(
         texts=tuple(texts),
         images=tuple(images),
@@ -103,6 +107,7 @@ def _search(
         filters=wanted.filters or None,
         fold=wanted.fold,
         cutoff=wanted.cutoff,
+        **second,
     )
     return {
         "hits": [
@@ -117,6 +122,7 @@ def _search(
         "nothing": bool(answer.nothing),
         "reason": answer.reason,
         "total": int(answer.total),
+        "reranked": bool(answer.reranked),
     }
 
 

@@ -1,7 +1,7 @@
-// The chat page: messages with pictures to a model, answers as they are written.
+// The chat page: messages with pictures and clips to a model, answers as they are written.
 import { $, announce, answerTo, api, download, el, hear, icon, Problem, recall, remember, setting } from "/static/dom.js";
 import { closable, incoming, setUp } from "/static/page.js";
-import { load, loadId } from "/static/picture.js";
+import { load, loadClip, loadId } from "/static/picture.js";
 import { eventsOf } from "/static/stream.js";
 import { enlarge, figures, messagesOf, Turns } from "/static/turns.js";
 
@@ -146,10 +146,15 @@ function grow() {
 
 function stop() { if (asked) { asked.abort(); $("text").focus(); } }
 
+/** Whether the chosen model takes clips; a GIF is then one, too. */
+const takesClips = () => Boolean(models.find((each) => each.id === $("model").value)?.can?.includes("clip"));
+const isClip = (file) => takesClips() && (file.type.startsWith("video/") || file.type === "image/gif");
+
 /** What this model can be asked for: its settings, whether it follows a question. */
 function chosen() {
   const model = models.find((each) => each.id === $("model").value), settings = model?.sampling || {};
   setting("diptych-chat-model", model?.id || "");
+  $("file").accept = takesClips() ? "image/*,video/*" : "image/*";
   const follows = !model?.can || model.can.includes("chat");
   $("text").placeholder = follows ? "Your question" : "This model writes captions: add a picture and send it";
   for (const name of ["temperature", "top_p", "max_tokens", "seed"]) {
@@ -184,7 +189,7 @@ $("new").addEventListener("click", () => { turns = []; held = []; showHeld(); li
 $("export").addEventListener("click", () => download("conversation.json", `${JSON.stringify({ messages: messagesOf(turns, $("system").value.trim(), true) })}\n`));
 $("model").addEventListener("change", chosen);
 closable($("large"));
-incoming((files) => take(files.map((file) => () => load(file))));
+incoming((files) => take(files.map((file) => () => (isClip(file) ? loadClip(file) : load(file)))), takesClips);
 
 async function begin() {
   setUp("text");

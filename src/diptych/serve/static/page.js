@@ -54,9 +54,10 @@ function help(home) {
   });
 }
 
-/** Calls `take(files)` for pictures that are dropped on the page, pasted, or chosen with the button. */
-export function incoming(take) {
-  const pictures = (list) => [...(list || [])].filter((file) => file.type.startsWith("image/"));
+/** Calls `take(files)` for pictures that are dropped on the page, pasted, or chosen with the button. also(): whether clips are
+ * taken, too. */
+export function incoming(take, also = () => false) {
+  const pictures = (list) => [...(list || [])].filter((file) => file.type.startsWith("image/") || (also() && file.type.startsWith("video/")));
   const carries = (event) => [...(event.dataTransfer?.types || [])].includes("Files");
   let depth = 0;
   const over = (shown) => { $("drop").hidden = !shown; if (!shown) depth = 0; };

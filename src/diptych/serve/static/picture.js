@@ -1,8 +1,9 @@
-// Pictures that the user gives: read, made small enough to send, as data URLs.
+// Pictures and clips that the user gives: read, pictures made small enough to send, as data URLs.
 import { Problem } from "/static/dom.js";
 
 const LONGEST = 1280; // pixels of the longer side; models look at far fewer
 const KEPT = 1_500_000; // bytes up to which a file is sent as it is
+const CLIP = 20_000_000; // bytes of a clip, which is sent as it is
 
 const asUrl = (blob) => new Promise((resolve, reject) => {
   const reader = new FileReader();
@@ -55,4 +56,42 @@ export async function loadId(id, name = `picture ${id}`) {
   const answer = await fetch(`/picture/${id}`, { credentials: "same-origin" });
   if (!answer.ok) throw new Problem(`${name}: the server no longer has it (status ${answer.status}).`, answer.status);
   return { ...(await load(await answer.blob(), name)), id };
+}
+
+/** {name, url, clip, width, height} of a clip: `clip` is the data URL of the file, `url` that of a still of it. */
+export async function loadClip(blob, name = blob.name || "clip") {
+  if (blob.size > CLIP) throw new Problem(`${name}: ${Math.ceil(blob.size / 1e6)} MB; a clip may have ${CLIP / 1e6} MB.`);
+  const clip = await asUrl(blob);
+  return { name, clip, ...(await still(clip)) };
+}
+
+/** A frame of a clip as a picture; a plain one, if this browser cannot play it. */
+async function still(url) {
+  const canvas = document.createElement("canvas"), film = document.createElement("video");
+  film.muted = true;
+  film.preload = "auto";
+  const there = await new Promise((resolve) => {
+    film.onloadeddata = () => resolve(true);
+    film.onerror = () => resolve(false);
+    setTimeout(() => resolve(false), 4000);
+    film.src = url;
+  });
+  const scale = there ? Math.min(1, LONGEST / 2 / Math.max(film.videoWidth, film.videoHeight)) : 1;
+  canvas.width = there ? Math.max(1, Math.round(film.videoWidth * scale)) : 160;
+  canvas.height = there ? Math.max(1, Math.round(film.videoHeight * scale)) : 90;
+  const pen = canvas.getContext("2d"), { width, height } = canvas, side = Math.min(width, height) / 5;
+  pen.fillStyle = "#444";
+  pen.fillRect(0, 0, width, height);
+  if (there) pen.drawImage(film, 0, 0, width, height);
+  pen.fillStyle = "#fff";
+  pen.strokeStyle = "#000";
+  pen.beginPath(); // the sign of something that plays
+  pen.moveTo(width / 2 - side / 2, height / 2 - side / 1.6);
+  pen.lineTo(width / 2 + side / 1.5, height / 2);
+  pen.lineTo(width / 2 - side / 2, height / 2 + side / 1.6);
+  pen.closePath();
+  pen.fill();
+  pen.stroke();
+  film.removeAttribute("src");
+  return { url: canvas.toDataURL("image/jpeg", 0.9), width, height };
 }

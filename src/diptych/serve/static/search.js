@@ -149,6 +149,7 @@ async function fetchHits(offset, cutoff = true) {
   asked?.abort();
   asked = new AbortController();
   const { signal } = asked, body = { ...bodyOf(state, PAGE, offset), cutoff };
+  if (index.rerank && !$("again").checked) body.rerank = false;
   if (body.crop && body.image && body.like?.length === 1) { // of which of the two, a request could not say
     body.image = await cut(state.picture, body.crop);
     delete body.crop;
@@ -191,6 +192,7 @@ function showHits(far = false) {
   if (!answer.hits.length) status(filtered(state) ? "No picture passes the filters." : "There are no pictures yet.");
   else if (ranked) status(`${far ? "The nearest" : "The best"} of ${counted(answer.total, "picture")} ${among} · ${took()} ms`.replace("  ", " "));
   else status(`${counted(answer.total, "picture")} ${among} · ${took()} ms`.replace("  ", " "));
+  if (answer.reranked) status(`${$("status").textContent} · judged by ${index.rerank}`);
   $("select-all").hidden = !answer.hits.length || !(ranked || filtered(state));
   showMore();
   if (!ranked && !filtered(state)) welcome();
@@ -352,6 +354,11 @@ async function begin() {
   showPicked(results.picked.size);
   try {
     index = { can: [], models: [], ...(await api("/v1/index")) };
+    if (index.rerank) {
+      $("again-name").textContent = `judge again by ${index.rerank}`;
+      $("again-label").hidden = false;
+      $("again").addEventListener("change", run);
+    }
   } catch (error) { problem(error); return; }
   const talks = index.models.some((model) => (model.can || []).some((what) => what === "chat" || what === "caption"));
   $("to-chat").hidden = !talks;

@@ -1,11 +1,12 @@
 // The turns of a conversation on the page, and in the form in which the API and the data sources read them.
 import { $, copyButton, el, hear, icon } from "/static/dom.js";
 import { drawing, nodesOf, settled } from "/static/boxes.js";
+import { whereForm } from "/static/where.js";
 
 /** The content of messages as parts. */
 const partsOf = (content) => (typeof content === "string" ? [{ type: "text", text: content }] : content);
 
-/** Turns as `messages`: texts, and pictures as data URLs. What failed is left out; questions in a row, since one failed, are one message.
+/** Turns as `messages`: texts, pictures and clips as data URLs. What failed is left out; questions in a row, since one failed, are one message.
  * complete: without a question at the end that has no answer. */
 export function messagesOf(turns, system = "", complete = false) {
   const messages = system ? [{ role: "system", content: system }] : [];
@@ -13,7 +14,7 @@ export function messagesOf(turns, system = "", complete = false) {
     if (turn.error || turn.busy || (turn.role === "assistant" && !turn.text)) continue;
     let content = turn.text;
     if (turn.pictures?.length) {
-      content = turn.pictures.map((picture) => ({ type: "image_url", image_url: { url: picture.url } }));
+      content = turn.pictures.map((picture) => (picture.clip ? { type: "video_url", video_url: { url: picture.clip } } : { type: "image_url", image_url: { url: picture.url } }));
       if (turn.text) content.push({ type: "text", text: turn.text });
     }
     const last = messages.at(-1);
@@ -25,7 +26,7 @@ export function messagesOf(turns, system = "", complete = false) {
 }
 
 /** The last picture before an answer: boxes are drawn on it. */
-const pictureBefore = (turns, at) => turns.slice(0, at).reverse().flatMap((turn) => (turn.pictures || []).slice(-1))[0] || null;
+const pictureBefore = (turns, at) => turns.slice(0, at).reverse().flatMap((turn) => (turn.pictures || []).filter((picture) => !picture.clip).slice(-1))[0] || null;
 
 /** Tokens, seconds and tokens per second of an answer. */
 export function figures({ tokens, seconds, rate, model, stopped, note }) {
@@ -101,10 +102,10 @@ export class Turns {
   }
 }
 
-/** A picture in a dialog. */
+/** A picture or a clip in a dialog. */
 export function enlarge(picture) {
   const dialog = $("large");
   dialog.replaceChildren(el("div", { class: "head" }, el("h2", { id: "large-title", dir: "auto" }, picture.name), el("button", { type: "button", class: "round", "data-close": true }, icon("close"), hear("Close"))),
-    el("div", { class: "inner" }, el("img", { src: picture.url, alt: picture.name })));
+    el("div", { class: "inner" }, picture.clip ? el("video", { src: picture.clip, controls: true, loop: true, "aria-label": picture.name }) : el("img", { src: picture.url, alt: picture.name }), picture.clip ? null : whereForm(picture)));
   dialog.showModal();
 }

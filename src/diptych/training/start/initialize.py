@@ -266,10 +266,11 @@ class HubStart:
         for name in ("vision", "text"):
             if name not in model.parts:
                 continue
-            part, kind = model.part(name), {} if name in wrong else {"kind": self.family.name}
+            part, kind = model.part(name), {} if name in wrong else {"kind": self.family.kind or self.family.name}
             transformer = getattr(part, "transformer", None)
             sizes = asdict(Geometry.of(transformer)) if transformer is not None else {}
-            has |= {f"parts.{name}.{k}": v for k, v in {**sizes, "patch": getattr(part, "patch", None), **kind}.items()}
+            own = {k: getattr(part, k, None) for k in ("patch", "frames", "tubelet")} | {"bare": getattr(transformer, "bare", None)}
+            has |= {f"parts.{name}.{k}": v for k, v in {**sizes, **own, **kind}.items()}
         if "text" in model.parts:
             has["data.tokenizer.max_length"] = model.tokenizer.max_length + getattr(model.part("text"), "places_taken", 0)
         both = {"vision", "text"} <= set(model.parts)
@@ -297,8 +298,9 @@ class HubStart:
         mean, std = (torch.tensor(v) for v in statistics_of(self.name))
         name = names["parts.vision.stem.weight"]
         stem = theirs[name]
-        shift = (stem * ((0.5 - mean) / std)[:, None, None]).sum((1, 2, 3))
-        return self.family.shift({**theirs, name: stem * (0.5 / std)[:, None, None]}, shift)
+        mean, std = (v.view(1, 3, *[1] * (stem.ndim - 2)) for v in (mean, std))  # of a clip's tubelets it has another dimension
+        shift = (stem * ((0.5 - mean) / std)).flatten(1).sum(1)
+        return self.family.shift({**theirs, name: stem * (0.5 / std)}, shift)
 
 
 def put(found: State, model: VLM, objectives: nn.ModuleDict, started: Started, theirs: Iterable[str]) -> Started:

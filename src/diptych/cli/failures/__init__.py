@@ -1,0 +1,1 @@
+"""Verbs that say where and why a model is wrong."""

@@ -1,0 +1,1 @@
+"""Verbs for the first minutes: what this machine has, and where to begin."""

@@ -1,0 +1,1 @@
+"""What a model makes of clips besides what it makes of pictures."""

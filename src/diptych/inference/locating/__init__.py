@@ -1,0 +1,1 @@
+"""The capability ``locate``: where in a picture a phrase is, by whatever a model has."""

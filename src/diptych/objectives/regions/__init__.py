@@ -1,0 +1,1 @@
+"""Objectives that learn from regions of images and their phrases."""
