@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from diptych.core.errors import DiptychError
 from frozen_fixture import CAPTIONS, built, captioned, learned, parts_of
 from plain_fixture import f64, linear
 
@@ -82,7 +83,7 @@ def test_gradients_of_the_prompter_are_true() -> None:
     weights = [own.embedding.weight, own.spread.weight, own.layer.weight, own.transformer.blocks[0].mlp[0].weight]
 
     def loss() -> torch.Tensor:
-        out: torch.Tensor = own.prompts(own.sentence(batch["text"])).sin().sum()
+        out: torch.Tensor = own.prompt(own.sentence(batch["text"])).sin().sum()
         return out
 
     for p, grad in zip(weights, torch.autograd.grad(loss(), weights), strict=True):
@@ -94,6 +95,11 @@ def test_gradients_of_the_prompter_are_true() -> None:
                 values.append(float(loss()))
                 p.view(-1)[place] -= step
         assert float(grad.view(-1)[place]) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-4, abs=1e-8)
+
+
+def test_as_many_prompts_as_queries() -> None:
+    with pytest.raises(DiptychError, match="prompt_regression: the prompter has 2 tokens, the connector 3; make them equal"):
+        built("p-former", *LITTLE, "parts.prompter.tokens=2")
 
 
 def test_p_former_trains_in_three_stages() -> None:

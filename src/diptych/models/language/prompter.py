@@ -57,7 +57,7 @@ class Prompter(Part):
         return states[:, 0]
 
     @provides("text.prompts", "text.sentence")
-    def prompts(self, sentence: Tensor) -> Tensor:
+    def prompt(self, sentence: Tensor) -> Tensor:
         """What makes the language model say the text, [B, n, D], before it is scaled to word vectors."""
         x = torch.unflatten(self.spread(sentence), 1, (self.tokens, -1)).tanh()
         vectors: Tensor = self.layer(x)

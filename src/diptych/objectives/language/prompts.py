@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from diptych.core.encodings import TEXT, Key
+from diptych.core.errors import DiptychError
 from diptych.objectives.base import Objective, Scaled
 from diptych.objectives.generative import next_token_loss
 
@@ -72,7 +73,18 @@ class PromptRegression(Objective):
     gradient (P-Former, §3.2: weight 10 in BLIP-2's first stage, 100 in its second).
     """
 
+    parts = ("connector",)
     needs = (PREFIX, PROMPTS)
+
+    def __init__(self, model: VLM):
+        super().__init__(model)
+        if model.graph.gives(PROMPTS):
+            made: Any = model.graph.plain(PROMPTS).owner
+            own = model.part("connector").tokens
+            if made.tokens != own:
+                raise DiptychError(
+                    f"objective prompt_regression: the prompter has {made.tokens} tokens, the connector {own}; make them equal"
+                )
 
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""
