@@ -189,3 +189,29 @@ def test_a_recipe_with_a_convolutional_tower(tmp_path: Path) -> None:
     assert all(g.shape == (3, 3) and np.ptp(g) > 0 for grids in maps.values() for g in grids)
     np.testing.assert_array_equal(run.score(images, ["a cat", "a dog"]), before)
     assert run.locate(images, ["a cat", "a dog"])[1].heat.shape == (48, 60)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_a_run_on_a_tower_of_transformers(kind: str, tmp_path: Path) -> None:
+    """Its attention is recorded as that of our own towers; the scores stay as they are."""
+    from maps_fixture import run_of
+
+    path = getattr(foreign_fixture, kind)(tmp_path / "model")
+    run = run_of("clip", f"parts.vision={{kind: hf, from: 'hf:{path}', frozen: true}}")
+    images, texts = noise(2, 48, 60), ["a cat", "a dog"]
+    before = run.score(images, texts)
+    assert run.maps.methods == ("gradient", "grad-cam", "legrad", "rollout")
+    for method in run.maps.methods:
+        grids = run.maps.grids(images, texts, method)
+        assert all(g.shape == (2, 2) and np.isfinite(g).all() for g in grids), method
+        assert method == "grad-cam" or all(np.ptp(g) > 0 for g in grids), method
+    np.testing.assert_array_equal(run.score(images, texts), before)
+    aligned = np.array([[0, 0], [1, 1]])
+    with torch.enable_grad():
+        p = run.maps._pass(images, texts)
+        from diptych.inference.maps.watching import watching
+
+        with watching(run.model.parts["vision"]) as seen:
+            scores = run.maps._scores(p)
+    assert len(seen.own) == 2 and bool(seen.pools) == (kind == "siglip")
+    np.testing.assert_allclose(scores.detach().numpy(), run.score(images, texts, aligned), atol=1e-4)

@@ -156,7 +156,8 @@ def methods_of(run: Any) -> tuple[str, ...]:
     if "text.logits" in scored and sees_patches(run):
         found.append("answer")
     space = {"image.token_embedding", "text.embedding"}
-    direct = pooling == "mean" and not tower.extra and {"embed_image", "embed_text"} <= run.capabilities
+    averaged = getattr(tower, "pooling", "") == "mean" or not attends(tower)
+    direct = averaged and not tower.extra and {"embed_image", "embed_text"} <= run.capabilities
     dense = ["dense"] if direct and all(map(graph.gives, space)) else []
     if attends(tower) and not getattr(tower, "prompts", ()):
         pooled = "image.embedding" in scored or tokenwise
