@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from diptych.core.batch import Regions
+from diptych.core.batch import Images, Regions
 from diptych.core.errors import DiptychError
 from diptych.data.fields.text import tokenized
 from diptych.models.regions.boxes import assigned, box_losses, giou, iou, match_cost, to_centres, to_corners
@@ -220,6 +220,12 @@ def test_a_region_looks_at_its_own_patches_alone() -> None:
 
 
 def test_what_cannot_be_pooled_is_refused() -> None:
+    model = model_with("{kind: roi_align}")
+    batch = batch_for(model)
+    some = torch.zeros(2, 4, dtype=torch.long)
+    with pytest.raises(DiptychError, match="patch_dropout"):
+        model.encode(batch.with_(image=Images(batch["image"].pixels, keep=some)))["image.dense"]
+    assert model.part("vision").transformer.kept is None, "nothing is kept afterwards"
     with pytest.raises(DiptychError, match=r"parts\.regions.*features: tokens"):
         model_with("{kind: roi_align}", "parts.vision={kind: efficientnet}")
     with pytest.raises(DiptychError, match="cascade"):

@@ -185,6 +185,7 @@ class Transformer(nn.Module):
     """
 
     checkpointing = False
+    kept: list[Tensor] | None = None  # a list takes what the last block reads (dense features)
     block: type[Block] = Block
 
     def __init__(
@@ -225,6 +226,8 @@ class Transformer(nn.Module):
         for i, block in enumerate(self.blocks):
             if before is not None:
                 x, bias = before(i, x, bias)
+            if self.kept is not None and i == len(self.blocks) - 1:
+                self.kept.append(x)
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, bias, context, context_bias, use_reentrant=False)
             else:

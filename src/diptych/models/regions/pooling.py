@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from diptych.core.batch import Images, Regions, Tokens
+from diptych.core.errors import DiptychError
 from diptych.core.graph import provides
 from diptych.models.build import Build
 from diptych.models.part import Part
@@ -61,18 +62,22 @@ class DenseRegionPart(RegionPart):
     @provides(("image.tokens", "image.dense"), "image", together="at_once")
     def tokens_and_dense(self, image: Images) -> tuple[Tokens, Tensor]:
         """The tower's tokens and the dense features, from one run of it."""
-        vision, kept = self._vision[0], []
+        vision = self._vision[0]
         if self.features == "tokens":
             tokens: Tokens = vision.encode(image)
             return tokens, tokens.tokens[:, self.extra :]
-        last = vision.transformer.blocks[-1]
-        handle = last.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
+        if image.keep is not None:
+            raise DiptychError("parts.regions pools all patches of an image; set patch_dropout of the stage to 0")
+        kept: list[Tensor] = []
+        vision.transformer.kept = kept
         try:
             tokens = vision.encode(image)
         finally:
-            handle.remove()
+            vision.transformer.kept = None
+        if not kept:
+            raise DiptychError("parts.regions: this tower does not run its blocks as one stack; set parts.regions.features: tokens")
         x = kept[0][:, -(self.grid**2) :]  # class tokens and learned ones come first
-        return tokens, vision.transformer.norm(value_path(last, x))
+        return tokens, vision.transformer.norm(value_path(vision.transformer.blocks[-1], x))
 
 
 def value_path(block: Any, x: Tensor) -> Tensor:

@@ -54,10 +54,10 @@ class ViT(VisionTower):
 
     class_tokens: learned tokens before the patches, which collect information from them. positions: fixed waves on the patches, or
     learned ones, of the class tokens too. norm: on the stem's output, on its sum with the positions (CLIP), or none. pool: ``mean``
-    or ``max`` of the patches (the greatest of each dimension; CLIPpy), the first ``class`` token, ``attention`` (one learned query), ``map`` (SigLIP's: the same, and an MLP) or
-    ``cascade`` (CoCa's: the tokens that it returns are those of ``queries`` learned queries, which one more query reads; they
-    belong to no place in the picture). queries: of the cascade; default: as many as there are patches, which is CoCa's ratio (256
-    of each). hidden: width of the blocks' MLPs.
+    or ``max`` of the patches (the greatest of each dimension; CLIPpy), the first ``class`` token, ``attention`` (one learned
+    query), ``map`` (SigLIP's: the same, and an MLP) or ``cascade`` (CoCa's: the tokens that it returns are those of ``queries``
+    learned queries, which one more query reads; they belong to no place in the picture). queries: of the cascade; default: as many
+    as there are patches, which is CoCa's ratio (256 of each). hidden: width of the blocks' MLPs.
     mask_token: replaces patches that are hidden from the tower. bare: tokens are returned before the last norm, the pooled vector
     after it (FLAVA).
     """
