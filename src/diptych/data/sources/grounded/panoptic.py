@@ -17,8 +17,8 @@ from diptych.data.storage import files
 
 
 class Panoptic(ListedSource):
-    """``panoptic_val2017.json`` with ``annotations: [{image_id, file_name, segments_info: [{id, category_id, bbox}]}]``. Each segment
-    is a region with its category as phrase and its exact mask.
+    """``panoptic_val2017.json`` with ``annotations: [{image_id, file_name, segments_info: [{id, category_id, bbox}]}]``. Each
+    segment is a region with its category as phrase and its exact mask.
 
     images: their directory; default: next to the JSON, ``images/``, or ``val2017/`` where the file is named so. segments: the
     directory of the pictures of numbers; default: named as the JSON. things: only categories that are things. Crowds are left out.
