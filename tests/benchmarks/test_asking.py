@@ -349,7 +349,7 @@ def test_records_of_others_are_not_deleted(tmp_path: Path, pope_file: str) -> No
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("pope", '{"image": "a.png", "text": "Is there a x in the image?"}', "line 1: no field 'label or answer'"),
+        ("pope", '{"image": "a.png", "text": "Is there a x in the image?"}', "line 1: no field 'label or answer or class'"),
         (
             "pope",
             '{"image": "a.png", "text": "Is?", "label": "perhaps"}',

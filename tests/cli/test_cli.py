@@ -86,7 +86,7 @@ def test_wrong_usage_is_status_2(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["train", "clp"], "did you mean 'clip'"),
+        (["train", "clp"], "did you mean 'siglip'"),
         (["train", "mine.yaml"], "no recipe at 'mine.yaml'"),
         (["train", "clip", "--set", "stages.0.lrr=1"], "unknown key 'stages.0.lrr'; did you mean 'lr'"),
         (["train", "clip", "--size", "huge"], "tiny"),
@@ -331,7 +331,9 @@ def test_python_interface(run: Path, tmp_path: Path) -> None:
     source = dp.open_source("scenes:small").split("test")
     images, texts = [source[i].image for i in range(3)], [source[i].captions[0] for i in range(4)]
     scores = model.score(images, texts)
-    assert scores.shape == (3, 4) and model.name == "mine" and model.capabilities == {"score", "embed_image", "embed_text"}
+    assert (
+        scores.shape == (3, 4) and model.name == "mine" and model.capabilities == {"score", "embed_image", "embed_text", "locate"}
+    )
     with pytest.raises(DiptychError, match="cannot generate"):
         model.generate(images)
     by_path = dp.evaluate(run, "scenes:small", tasks=["retrieval"])
@@ -341,7 +343,7 @@ def test_python_interface(run: Path, tmp_path: Path) -> None:
     assert by_path.value("retrieval", "image-to-text/recall@1") is not None
     with pytest.raises(DiptychError, match="no run at"):
         dp.load(tmp_path / "nothing")
-    with pytest.raises(DiptychError, match="did you mean 'clip'"):
-        dp.train("clipp", out=tmp_path / "x")
+    with pytest.raises(DiptychError, match="did you mean 'siglip'"):
+        dp.train("sigllip", out=tmp_path / "x")
     with pytest.raises(AttributeError):
         _ = dp.compares

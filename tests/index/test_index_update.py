@@ -22,7 +22,9 @@ def test_every_kind_of_change_is_counted_and_only_new_contents_are_embedded(tmp_
     photos, model = fill(tmp_path / "photos", 8), Pixels()
     index = made(tmp_path / "i", photos, model)
     before = ids_by_name(index)
-    assert model.seen - 2 == len(before) == len(index) == 8  # two probes: of the stamp, made and checked
+    assert (
+        model.seen - 3 == len(before) == len(index) == 8
+    )  # probes: of the stamp, made and checked, and of the cut-off's texts that are kept
     put(photos / "a/001.png", 100)  # changed
     (photos / "a/003.png").rename(photos / "b/moved.png")  # renamed
     (photos / "a/005.png").unlink()  # deleted

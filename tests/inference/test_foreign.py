@@ -270,7 +270,7 @@ def test_wrong_scores_are_refused(made: dict[str, Path]) -> None:
     for name, wrong in (("clip", "yes"), ("itm", "yes"), ("llava", "matching")):
         with pytest.raises(DiptychError, match="score"):
             load(f"hf:{made[name]}?score={wrong}")
-    with pytest.raises(DiptychError, match="cannot generate; it can: embed_image, embed_text, score"):
+    with pytest.raises(DiptychError, match="cannot generate; it can: embed_image, embed_text, locate, score"):
         load(f"hf:{made['clip']}").generate(images())
 
 

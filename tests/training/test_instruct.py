@@ -106,7 +106,7 @@ def test_chat_on_the_command_line(run: Path, cli: Cli, tmp_path: Path, monkeypat
     talk = cli("chat", run, "a.png", "--max-tokens", 5)
     assert talk.code == 0 and talk.out.split("\n")[0] == said["answer"] and talk.out.count("\n") == 2
     missing = cli("chat", run, "b.png", "--prompt", "what?")
-    assert missing.code != 0 and "b.png: No such file" in missing.all
+    assert missing.code != 0 and "b.png: no such file" in missing.all
 
 
 def test_tasks_that_ask_judge_such_a_run(run: Path, cli: Cli) -> None:  # noqa: F811

@@ -36,7 +36,7 @@ def check_there(places: Sequence[Path]) -> None:
     """Raises DiptychError for a path at which there is nothing."""
     for place in places:
         if not place.exists():
-            raise DiptychError(f"{place}: no such file or folder; data at an address is given by --data")
+            raise DiptychError(f"{place}: no such file or folder")
 
 
 def listed(places: Sequence[Path], run: str) -> list[Path]:

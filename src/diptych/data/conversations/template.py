@@ -55,7 +55,7 @@ class Chat:
         too_long: str = "cut",
         identifiers: Mapping[str, str] = MappingProxyType({}),
     ):
-        self.identifiers = identifiers
+        self.identifiers = dict(identifiers)
         self.tokenizer, self.tokens, self.room, self.too_long = tokenizer, tokens, room, too_long
         self.template = tokenizer.template or PLAIN
         plain = {"bos_token": tokenizer.token(tokenizer.bos), "eos_token": tokenizer.token(tokenizer.eos)}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from diptych.core.encodings import TEXT, Key
 from diptych.core.errors import DiptychError
+from diptych.core.extras import need
 from diptych.objectives.base import Objective
 from diptych.objectives.generative import next_token_loss
 
@@ -32,9 +33,8 @@ def assigned(tokens: Tensor, pool: Tensor, match: Literal["nearest", "one_to_one
     distance = torch.cdist(tokens.float(), pool.float()).square()
     if match == "nearest":
         return distance.argmin(1)
-    from scipy.optimize import linear_sum_assignment
-
-    rows, columns = linear_sum_assignment(distance.cpu().numpy())
+    optimize: Any = need("scipy.optimize", extra="adapt", what="match: one_to_one")
+    rows, columns = optimize.linear_sum_assignment(distance.cpu().numpy())
     found = torch.empty(len(tokens), dtype=torch.long)
     found[torch.from_numpy(rows)] = torch.from_numpy(columns)
     return found.to(tokens.device)

@@ -33,6 +33,52 @@ TASKS = {
         "The model writes a caption, which is compared with reference captions by people or of the scene.",
         "These metrics measure agreement in wording. A true caption in other words scores low, a false one in the same words high.",
     ),
+    "refer": (
+        "A phrase that is true of one object: the model gives one box, which is right if it overlaps the true one by half "
+        "(intersection over union of .5).",
+        "One box a phrase counts. A model without boxes of its own answers by a map, which is coarse.",
+    ),
+    "phrase": (
+        "A phrase of a caption: the model gives one box, which is right if it overlaps a true one by half.",
+        "With several true boxes, `any` asks for one of them and `merged` for the box around all.",
+    ),
+    "pointing": (
+        "The point where a model's map of a phrase is highest, or the middle of its box: a hit lies on the object.",
+        "Nothing is said about how large the object is taken to be.",
+    ),
+    "refer-masks": (
+        "A phrase that is true of one object: the overlap of the model's pixels with the true ones.",
+        "A box or a map is made into pixels first, so a model without masks is limited by its shape.",
+    ),
+    "segmentation": (
+        "Every pixel is given the name that fits it best, or none: the mean overlap over classes (mIoU), background included.",
+        "The threshold of the background is part of the method.",
+    ),
+    "open-vocabulary": (
+        "Boxes for names that the model may not have learned as classes: average precision over overlaps, as COCO computes it.",
+        "Models here give one box a name and picture, which limits what can be reached; a note says by how much.",
+    ),
+    "crops": (
+        "Parts of a picture and what is said of each: the model matches them, among parts of the same picture.",
+        "Parts are cut out, so nothing around them helps.",
+    ),
+    "box-convention": (
+        "A card with shapes at known places: which convention of coordinates explains the boxes that a model writes.",
+        "It says how to read the numbers, not how good the boxes are.",
+    ),
+    "cola": (
+        "Two pictures and two captions with the attributes of objects exchanged: the right picture for each caption.",
+        "Chance is 25 % where both must be right.",
+    ),
+    "inpaint-coco": (
+        "A photograph and a copy with one thing repainted, and a caption of each: the right caption for each picture.",
+        "Repainting can leave traces, which are no understanding.",
+    ),
+    "mmhal": (
+        "Open questions that tempt a model to name what is not there. An answer earns its longest common word sequence with the "
+        "reference (ROUGE-L).",
+        "The published score is a judgement by a language model and cannot be compared with this one. Read the answers.",
+    ),
     "completion": (
         "A language model reads text alone: how likely it finds a text (perplexity), and whether it completes a given beginning "
         "with one of the right continuations, word for word.",
