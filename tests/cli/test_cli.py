@@ -86,7 +86,7 @@ def test_wrong_usage_is_status_2(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["train", "clp"], "did you mean 'siglip'"),
+        (["train", "clp"], "did you mean 'clip'"),
         (["train", "mine.yaml"], "no recipe at 'mine.yaml'"),
         (["train", "clip", "--set", "stages.0.lrr=1"], "unknown key 'stages.0.lrr'; did you mean 'lr'"),
         (["train", "clip", "--size", "huge"], "tiny"),

@@ -10,7 +10,6 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response
 
-from diptych.benchmarks.maps.saved import file_of, kept
 from diptych.core.capabilities import Locating
 from diptych.report.drawing.heat import enlarged, frame, overlay
 from diptych.report.drawing.pictures import of_array
@@ -57,6 +56,8 @@ def smaller(image: np.ndarray) -> np.ndarray:
 
 def answer(name: str, model: Any, image: np.ndarray, text: str) -> dict[str, Any]:
     """The box as shares of the picture (left, top, right, bottom), the drawn map, and its verdict, if one was measured."""
+    from diptych.benchmarks.maps.saved import file_of, kept  # brings torch, which a server without such a model does not need
+
     (found,) = model.locate([image], [text])
     height, width = image.shape[:2]
     drawn = enlarged(image) if found.heat is None else overlay(image, found.heat, found.box)
