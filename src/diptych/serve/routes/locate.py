@@ -11,8 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response
 
 from diptych.core.capabilities import Locating
-from diptych.report.drawing.heat import enlarged, frame, overlay
-from diptych.report.drawing.pictures import of_array
 from diptych.serve.conversation import url_of
 from diptych.serve.errors import ApiError
 from diptych.serve.pictures.images import pictures_of, pool_of
@@ -57,6 +55,8 @@ def smaller(image: np.ndarray) -> np.ndarray:
 def answer(name: str, model: Any, image: np.ndarray, text: str) -> dict[str, Any]:
     """The box as shares of the picture (left, top, right, bottom), the drawn map, and its verdict, if one was measured."""
     from diptych.benchmarks.maps.saved import file_of, kept  # brings torch, which a server without such a model does not need
+    from diptych.report.drawing.heat import enlarged, frame, overlay
+    from diptych.report.drawing.pictures import of_array
 
     (found,) = model.locate([image], [text])
     height, width = image.shape[:2]
