@@ -94,6 +94,16 @@ def test_another_machine_by_hand() -> None:
     assert sharded.memory["weights, gradients, optimizer"] == pytest.approx(state / 4)
 
 
+def test_each_stage_has_its_own_steps_elsewhere() -> None:
+    recipe = load_recipe("flip", ["budget=100s"])
+    first, second = stage(step=1.0, batch=100), stage(step=5.0, batch=10, flops=1e12)
+    made = total(recipe, [first, second], None)
+    shares = [s.share / sum(s.share for s in recipe.stages) for s in recipe.stages]
+    assert made.counts == pytest.approx([100 * shares[0], 100 * shares[1] / 5], abs=1)
+    there = elsewhere(made, parse_machine("A100"), mfu=0.5)
+    assert there.hours * 3600 == pytest.approx((made.counts[0] * 5e12 + made.counts[1] * 1e12) / (312e12 * 0.5))
+
+
 def test_one_device_has_no_link_and_a_large_model_does_not_fit() -> None:
     there = elsewhere(estimate(stage(parameters=7 * 10**9, trainable=7 * 10**9)), parse_machine("h100"))
     assert {t.name: t.seconds for t in there.terms}["link"] == 0 and there.limit == "compute"

@@ -59,5 +59,5 @@ def test_the_limits_are_those_of_the_settings() -> None:
                           ("max-waiting", f"{settings.max_waiting} requests"), ("max-tokens", f"{settings.max_tokens:,} tokens"),
                           ("timeout", f"{settings.timeout:g} s"), ("chats", f"{settings.chats} answers")):  # fmt: skip
         assert f"| `--{option}` | {shown}" in text
-    fixed = f"{settings.body_timeout:g} s for a body to arrive (408), 64 levels of JSON, {settings.max_images} pictures of a conversation, 2 clips of at most 10 minutes, of which 32 frames are read, {settings.max_text:,} characters of a text, {settings.max_results:,} hits"
+    fixed = f"{settings.body_timeout:g} s for a body to arrive (408), 64 levels of JSON, {settings.max_images} pictures of a conversation, {settings.max_clips} clips of at most 10 minutes, of which 32 frames are read, {settings.max_text:,} characters of a text, {settings.max_results:,} hits"
     assert fixed in text

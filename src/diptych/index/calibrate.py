@@ -166,6 +166,7 @@ class Calibration:
         """Writes an .npz file."""
 
         def write(p: Path) -> None:
+            """All arrays, as one .npz."""
             with p.open("wb") as file:
                 held = self.background.arrays()
                 np.savez(file, version=VERSION, best=self.best, total=self.total, **held)  # type: ignore[arg-type]

@@ -210,6 +210,7 @@ def _save(path: Path, key: str, result: Map) -> None:
     """A map that cannot be written is not an error: it is computed again."""
 
     def write(temporary: Path) -> None:
+        """All arrays, as one .npz."""
         with temporary.open("wb") as file:
             np.savez(
                 file, key=key, ids=result.ids, places=result.places, cluster=result.cluster, method=result.method,

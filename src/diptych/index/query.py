@@ -78,6 +78,7 @@ def vector_of(query: Query, model: Model, vectors: Callable[[np.ndarray], np.nda
         raise DiptychError("a query of unwanted things alone: give words, a picture or --like as well")
 
     def of(texts: tuple[str, ...], images: tuple[np.ndarray, ...], like: tuple[int, ...]) -> np.ndarray:
+        """Unit vectors of texts, pictures and pictures of the index, [n, E]."""
         rows = []
         if texts:
             rows.append(_of_model(model, "embed_text", list(texts)))

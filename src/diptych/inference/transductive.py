@@ -165,6 +165,7 @@ class _Cache:
         self.images, self.labels, self.keys = np.zeros(0, dtype=int), np.zeros(0, dtype=int), x[:0]
 
     def add(self, image: int, label: int, entropy: float) -> None:
+        """Keep an image for a label, if it is among the surest ``shots`` of it."""
         held = self.held[label]
         if not self.shots or (len(held) == self.shots and entropy >= self.entropy[held[-1]]):
             return
@@ -178,5 +179,6 @@ class _Cache:
         self.keys = self.x[self.images]
 
     def cosines(self, vector: np.ndarray) -> np.ndarray:
+        """Of a unit vector [E] with all that are kept, [n]."""
         result: np.ndarray = self.keys @ vector
         return result

@@ -107,9 +107,11 @@ class _Fit(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, mean: Tensor, start: Tensor) -> Tensor:
+        """The concentrations [..., C] at which the likelihood is highest."""
         alpha = start.clone()
 
         def height(a: Tensor) -> Tensor:
+            """The log likelihood, up to a constant, [...]."""
             return torch.lgamma(a.sum(-1)) - torch.lgamma(a).sum(-1) + ((a - 1) * mean).sum(-1)
 
         for _ in range(100):
@@ -132,6 +134,7 @@ class _Fit(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """The gradient of the means; none of the start, on which the result does not depend."""
         (alpha,) = ctx.saved_tensors
         return _curved(alpha, grads[0]), None
 

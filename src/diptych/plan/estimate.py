@@ -80,7 +80,7 @@ class Estimate:
 
     recipe: str
     stages: tuple[StagePlan, ...]
-    shares: tuple[float, ...]
+    counts: tuple[float, ...]  # steps of each stage
     budget: Budget
     steps: float
     samples: float
@@ -163,13 +163,12 @@ def steps_of(stage: StagePlan, budget: Budget) -> float:
 def total(recipe: Recipe, stages: Sequence[StagePlan], free: int | None) -> Estimate:
     """The whole run from what a step of each stage takes."""
     whole = sum(stage.share for stage in recipe.stages)
-    shares = tuple(stage.share / whole for stage in recipe.stages)
-    counts = [steps_of(s, recipe.budget.scaled(share)) for s, share in zip(stages, shares, strict=True)]
+    counts = [steps_of(s, recipe.budget.scaled(stage.share / whole)) for s, stage in zip(stages, recipe.stages, strict=True)]
     pairs = list(zip(stages, counts, strict=True))
     return Estimate(
         recipe=recipe.name,
         stages=tuple(stages),
-        shares=shares,
+        counts=tuple(counts),
         budget=recipe.budget,
         steps=sum(counts),
         samples=sum(s.batch * n for s, n in pairs),

@@ -112,11 +112,9 @@ def elsewhere(
     """
     n = machine.count
     hours, worst, longest = 0.0, None, -1.0
-    for stage, share in zip(estimate.stages, estimate.shares, strict=True):
+    for stage, count in zip(estimate.stages, estimate.counts, strict=True):
         terms = _terms(stage, machine, mfu)
-        step = sum(t.seconds for t in terms)
-        samples = estimate.samples * share if len(estimate.stages) > 1 else estimate.samples
-        taken = samples / stage.batch * step / 3600
+        taken = count * sum(t.seconds for t in terms) / 3600
         hours += taken
         if taken > longest:
             worst, longest = (stage, terms), taken

@@ -54,6 +54,7 @@ class ClipAdapter(Way):
         names = tensor(support.scale * support.texts)
 
         def logits_of(some: torch.Tensor) -> torch.Tensor:
+            """Of some rows [n]: [n, C]."""
             changed = functional.relu(functional.relu(x[some] @ down.T) @ up.T)
             mixed = functional.normalize(self.share * changed + (1 - self.share) * x[some], dim=-1)
             return mixed @ names.T

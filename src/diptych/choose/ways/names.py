@@ -26,6 +26,7 @@ def trained_rows(
     x, y = tensor(support.x), torch.as_tensor(support.y, dtype=torch.int64)
 
     def logits_of(some: torch.Tensor) -> torch.Tensor:
+        """Of some rows [n]: [n, C]."""
         rows = rows_of(start)
         scales = support.scale * rows.square().sum(-1).rsqrt()
         return x[some] @ rows.T * scales
@@ -91,6 +92,7 @@ class Clap(NameProbe):
         held = tensor(self.multipliers(support))
 
         def penalty(w: torch.Tensor) -> torch.Tensor:
+            """How far the class vectors are from their names, held by CLAP's weights; a scalar."""
             return (held * (w - names).square().sum(-1)).mean()
 
         descent = Descent("sgd", self.lr, self.epochs, self.batch, warm=True)

@@ -103,6 +103,7 @@ class TipAdapterF(TipAdapter):
         named = support.scale * x @ tensor(support.texts).T
 
         def logits_of(some: torch.Tensor) -> torch.Tensor:
+            """Of some rows [n]: [n, C]."""
             affinity = torch.exp(self.train_beta * (x[some] @ keys.T - 1))
             votes = torch.zeros_like(named[some]).index_add(
                 1, y, affinity

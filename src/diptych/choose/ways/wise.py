@@ -68,6 +68,7 @@ class Wise(Way):
         bias = torch.zeros(support.classes)
 
         def logits(rows: torch.Tensor) -> torch.Tensor:
+            """Of some rows [n]: [n, C]."""
             return support.scale * (x[rows] @ weight.T + bias)
 
         descent = Descent("adamw", self.rate * x.shape[1] ** -0.5, self.steps, len(y), decay=0.1, by_step=True)

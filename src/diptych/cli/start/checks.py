@@ -128,7 +128,7 @@ def optional() -> Iterator[Finding]:
     for line in importlib.metadata.requires("diptych") or []:
         requirement, _, marker = line.partition(";")
         named = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", marker)
-        if named and named[1] not in ("dev", "peers", "mutants"):
+        if named and named[1] not in ("dev", "docs", "peers", "mutants"):  # the others are for developers
             wanted.setdefault(named[1], []).append(re.split(r"[\s<>=!~\[(@]", requirement.strip())[0])
     lacking = {extra: missing for extra, packages in wanted.items() if (missing := [n for n in packages if not _there(n)])}
     yield Finding("extras", "ok", ", ".join(extra for extra in wanted if extra not in lacking) or "none")

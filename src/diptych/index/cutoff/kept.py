@@ -43,6 +43,7 @@ def kept(
     made = make()
 
     def write(file: Path) -> None:
+        """All arrays, as one .npz."""
         with file.open("wb") as opened:
             np.savez(opened, **arrays(made))  # type: ignore[arg-type]
 

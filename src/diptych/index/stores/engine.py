@@ -253,6 +253,7 @@ class Engine:
         vectors = np.stack([self._pending[id][0] for id in ids]) if ids else np.zeros((0, self.width), np.float32)
 
         def write(path: Path) -> None:
+            """All arrays, as one .npz."""
             with path.open("wb") as file:
                 gone = np.array(sorted(self._gone), np.int64)
                 np.savez(file, ids=np.array(ids, np.int64), vectors=vectors, gone=gone, rows=np.array(rows))

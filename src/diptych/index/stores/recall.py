@@ -49,6 +49,7 @@ class Recall:
 
     def __str__(self) -> str:
         def milliseconds(median: float, p95: float) -> str:
+            """A time in words."""
             return f"{1000 * median:.1f} ms a query (p95 {1000 * p95:.1f})"
 
         return (

@@ -289,6 +289,7 @@ def _processor(model: DualEncoder) -> tuple[dict[str, Any], tuple[int, int], tup
     own = model.processor.image_processor
 
     def value(name: str, default: Any = None) -> Any:
+        """The processor's own value, or the default where it is None."""
         found = getattr(own, name, default)
         return default if found is None else found
 

@@ -79,6 +79,7 @@ class SentenceAttention(Way):
         weights = start(x.shape[1], support.seed)
 
         def logits(rows: Tensor) -> Tensor:
+            """Of some rows [n]: [n, C]."""
             return support.scale * x[rows] @ attended(padded_sentences, real, weights, self.ratio, 0.5).T
 
         with torch.random.fork_rng(devices=[]):

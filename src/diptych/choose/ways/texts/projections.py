@@ -47,6 +47,7 @@ def train_projections(
     temperature = torch.ones(())
 
     def value() -> Tensor:
+        """The loss of a batch, a scalar."""
         x, t, y = draw()
         logits = scale * temperature * normalize(x @ images.T, dim=1) @ normalize(t @ texts.T, dim=1).T
         return loss(logits, y)
@@ -93,6 +94,7 @@ class BagOfSentences(Way):
         x, y, rng = tensor(support.x), torch.tensor(support.y), np.random.default_rng(support.seed)
 
         def draw() -> tuple[Tensor, Tensor, Tensor]:
+            """Images [n, E], a text for each [n, E], and their classes [n]."""
             rows = rng.permutation(len(support.y))[: self.batch]
             texts = np.stack([sentences[c][rng.integers(len(sentences[c]))] for c in support.y[rows]])
             return x[rows], tensor(texts), y[rows]
@@ -136,6 +138,7 @@ class Gist(Way):
             x, rng = tensor(support.x), np.random.default_rng(support.seed)
 
             def draw() -> tuple[Tensor, Tensor, Tensor]:
+                """Images [n, E], a text for each [n, E], and their classes [n]."""
                 chosen = [pairs[p] for p in rng.choice(len(pairs), min(self.batch, len(pairs)), replace=False)]
                 texts = np.stack([sentences[support.y[i]][j] for i, j in chosen])
                 rows = [i for i, _ in chosen]

@@ -179,6 +179,7 @@ class PromptSearch(Way):
         gram = np.einsum("cte,cse->cts", prompts, prompts).astype(np.float64)
 
         def score(masks: Masks) -> np.ndarray:
+            """The fitness of each choice of texts, [K]."""
             m = masks.astype(np.float32)
             norm = np.sqrt(np.maximum(np.einsum("kt,cts,ks->kc", m, gram, m, optimize=True), 1e-24))
             return fitness(support.scale * (np.moveaxis(cosines @ m.T, 2, 0) / norm[:, None]), support.y, self.weight)
@@ -195,6 +196,7 @@ class PromptSearch(Way):
         x = support.x.astype(np.float64)
 
         def score(masks: Masks) -> np.ndarray:
+            """The fitness of each choice of texts, [K]."""
             logits = np.repeat(fixed[None], len(masks), 0)
             for c, begin, end in zip(members, ends[:-1], ends[1:], strict=True):
                 rows = unit_rows(masks[:, begin:end].astype(np.float64) @ texts[c])  # [K, E], of the same direction as the mean

@@ -109,6 +109,7 @@ class Entropy(Way):
         residual = torch.zeros_like(start)
 
         def classes() -> Tensor:
+            """The class vectors now, unit vectors [C, E]."""
             return torch.nn.functional.normalize(start + residual, dim=1)
 
         if len(images):
