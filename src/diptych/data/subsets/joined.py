@@ -39,8 +39,8 @@ class Joined(Stills):
             end = now + length_of(video.seconds)
             events.append({"text": text, "start": now, "end": end})
             now = end
-        told = [self.joint.join(texts), self.joint.join(short)]
-        return Sample(own.id, {"events": events}, video=Video(frames, seconds), text=captioned(told, [" > ".join(meanings)] * 2))
+        captions = [self.joint.join(texts), self.joint.join(short)]
+        return Sample(own.id, {"events": events}, video=Video(frames, seconds), text=captioned(captions, [" > ".join(meanings)] * 2))
 
     def _usable(self, index: int) -> Sample | None:
         """Another clip; None if it cannot be used."""
