@@ -107,7 +107,7 @@ def measure(
     seed: int = 0,
     note: Callable[[str], None] = lambda _: None,
 ) -> Verdict:
-    """Measure a map of a model on scenes that it has not seen. items: these instead. note: is told what is done."""
+    """Measure a map of a model on scenes that it has not seen. items: these instead. note: called with what is done."""
     method = maps.method(method)
     judged = list(items) if items is not None else open_items(n, scenes, split)
     images, texts = [item.image for item in judged], [item.text for item in judged]

@@ -40,7 +40,9 @@ class Joined(Stills):
             events.append({"text": text, "start": now, "end": end})
             now = end
         captions = [self.joint.join(texts), self.joint.join(short)]
-        return Sample(own.id, {"events": events}, video=Video(frames, seconds), text=captioned(captions, [" > ".join(meanings)] * 2))
+        return Sample(
+            own.id, {"events": events}, video=Video(frames, seconds), text=captioned(captions, [" > ".join(meanings)] * 2)
+        )
 
     def _usable(self, index: int) -> Sample | None:
         """Another clip; None if it cannot be used."""

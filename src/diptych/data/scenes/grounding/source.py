@@ -103,11 +103,11 @@ def captions(seen: list[Seen], world: World, random: Random) -> tuple[list[str],
     """A caption that lists the kinds of things, at most ``MENTIONED`` of them, its meaning, and a wrong version of it."""
     groups: Kinds = [(concept, colour, n) for (concept, colour), n in Counter((o.concept, o.colour) for o in seen).items()]
     random.shuffle(groups)
-    told = groups[:MENTIONED]
+    mentioned = groups[:MENTIONED]
     frame = FRAMES[random.randrange(world.frames)]
-    wrong = falsified(told, groups, world, random)
-    meaning = " + ".join(sorted(" ".join((str(n), colour, concept)) for concept, colour, n in told))
-    return [frame.format(listed(told))], [meaning], [frame.format(listed(wrong)) if wrong else ""]
+    wrong = falsified(mentioned, groups, world, random)
+    meaning = " + ".join(sorted(" ".join((str(n), colour, concept)) for concept, colour, n in mentioned))
+    return [frame.format(listed(mentioned))], [meaning], [frame.format(listed(wrong)) if wrong else ""]
 
 
 def listed(groups: Kinds) -> str:
@@ -122,18 +122,26 @@ def _named(concept: str, colour: str, count: int) -> str:
     return " ".join((NUMBERS[count] if count < len(NUMBERS) else str(count), phrase(Things(2, concept, colour)).partition(" ")[2]))
 
 
-def falsified(told: Kinds, groups: Kinds, world: World, random: Random) -> Kinds | None:
+def falsified(mentioned: Kinds, groups: Kinds, world: World, random: Random) -> Kinds | None:
     """The groups with the colours of two exchanged, or one colour changed, so that it is false; None if nothing was found."""
     held: frozenset[tuple[str, str]] = frozenset() if world.split == "heldout-combinations" else world.held_out_colours
-    pairs = [(i, j) for i in range(len(told)) for j in range(i) if told[i][1] != told[j][1] and told[i][0] != told[j][0]]
+    pairs = [
+        (i, j)
+        for i in range(len(mentioned))
+        for j in range(i)
+        if mentioned[i][1] != mentioned[j][1] and mentioned[i][0] != mentioned[j][0]
+    ]
     random.shuffle(pairs)
     tries = []
     for i, j in pairs:
-        swapped = list(told)
-        swapped[i], swapped[j] = (told[i][0], told[j][1], told[i][2]), (told[j][0], told[i][1], told[j][2])
+        swapped = list(mentioned)
+        swapped[i], swapped[j] = (
+            (mentioned[i][0], mentioned[j][1], mentioned[i][2]),
+            (mentioned[j][0], mentioned[i][1], mentioned[j][2]),
+        )
         tries.append(swapped)
-    for i, (concept, colour, n) in enumerate(told):
-        tries.append([*told[:i], (concept, other(world.palette, random, colour), n), *told[i + 1 :]])
+    for i, (concept, colour, n) in enumerate(mentioned):
+        tries.append([*mentioned[:i], (concept, other(world.palette, random, colour), n), *mentioned[i + 1 :]])
     for version in tries:
         named = [(concept, colour) for concept, colour, _ in version]
         if len(set(named)) == len(named) and held.isdisjoint(named) and any(g not in groups for g in version):
