@@ -221,7 +221,7 @@ def test_memory_depends_on_the_frames_kept_not_on_the_length(tmp_path):
         decode_video(lambda path=path: str(path), "a", Sampling(8), 448)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] - peaks[0] < 400_000, "8 bytes or so for the time of each frame"
+    assert peaks[1] - peaks[0] < 300_000, "a few numbers of 8 bytes for each frame of the hour"
 
 
 def test_torchcodec_is_named_with_its_reason_and_gives_the_same_frames(tmp_path, monkeypatch):

@@ -109,7 +109,12 @@ def _packets(container: Any, item: str, open_file: Opening) -> Times:
     _check_whole(container, stream, count, shown if timed else None, item, open_file)
     if not timed:
         return Times(array("q", range(len(shown))), unit=1 / float(stream.average_rate or 25), stream=stream.index)
-    return Times(array("q", sorted(shown)), array("q", sorted(keys)), float(stream.time_base), stream.index)
+    return Times(_sorted(shown), _sorted(keys), float(stream.time_base), stream.index)
+
+
+def _sorted(times: array[int]) -> array[int]:
+    """In ascending order, eight bytes a time: ``sorted`` would make an object of each of an hour's frames."""
+    return array("q", np.sort(np.frombuffer(times, np.int64)).tobytes()) if times else times
 
 
 def _check_whole(container: Any, stream: Any, count: int, shown: array[int] | None, item: str, open_file: Opening) -> None:
