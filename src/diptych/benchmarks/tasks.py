@@ -26,6 +26,7 @@ from diptych.benchmarks.probes.bias_table import BiasTable
 from diptych.benchmarks.probes.embedding import Embedding
 from diptych.benchmarks.probes.frequency import Frequency
 from diptych.benchmarks.probes.memorization import Memorization
+from diptych.benchmarks.probes.preferences import Preferences
 from diptych.benchmarks.probes.priors import Priors
 from diptych.benchmarks.redteam.task import RedTeam
 from diptych.benchmarks.regions.cards import BoxConvention
@@ -62,6 +63,7 @@ TASKS: dict[str, type] = {
     "choices": Choices,
     "mme": Mme,
     "pope": Pope,
+    "preferences": Preferences,
     "priors": Priors,
     "bias": Bias,
     "bias-table": BiasTable,

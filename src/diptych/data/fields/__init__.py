@@ -21,6 +21,7 @@ Kinds that a recipe has to declare (``data.fields: {segments: {kind: segments}}`
 | ``captions`` | several texts of each sample, or the sentences of them: ``Texts`` with owner rows |
 | ``nouns`` | nouns of the caption that is read, in prompts: ``Texts`` with owner rows |
 | ``wrong`` | wrong versions of the caption that is read, by kind: ``WrongTexts`` with owner rows |
+| ``preferences`` | a question with a right and a wrong answer: ``Pairs``; its ``images`` is an image field |
 | ``concepts`` | the concepts of the source, the same in every batch: ``Labels``, whose ``classes`` is a text field |
 | ``grounded``, ``annotated`` | the caption with boxes as location tokens, or with a list of them; under the name ``text`` |
 
@@ -67,6 +68,7 @@ DECLARED: dict[str, Any] = {  # kinds that no field has by its name alone
     "captions": CaptionsField,
     "nouns": NounsField,
     "concepts": ConceptsField,
+    "preferences": "diptych.data.fields.preferences:PreferencesField",
     "wrong": "diptych.data.fields.wrong:WrongField",
     "grounded": "diptych.data.fields.grounded:GroundedField",
     "annotated": "diptych.data.fields.grounded:AnnotatedField",

@@ -34,6 +34,7 @@ class TurnsField(Field):
     kind = "turns"
     inner = {"images": "image"}  # noqa: RUF012 - never changed
     derived = True
+    talks = True
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from diptych.inference.run import TrainedModel
 from diptych.interop import family_for
 from diptych.training.run_files import RunFiles
 
-MARK = "export.json"  # marks a directory that may be replaced
+MARK = "export.json"  # marks a directory that may be replaced; training.start.exported reads it
 
 
 @dataclass(frozen=True)

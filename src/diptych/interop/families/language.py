@@ -125,6 +125,25 @@ def put_back(whole: Tensor, rows: Tensor, kept: list[int]) -> Tensor:
     return filled
 
 
+def read_back(part: PretrainedLM, inside: State, head: Tensor) -> State:
+    """The weights of a language model under the names of our part, from those of its base class and of its output layer in an
+    export: rows of words that the run does not have are left out. Names are those without adapters.
+    """
+    model = part.lm.model
+    names = {id(module): name for name, module in model.named_modules()}
+    at_head = f"{names[id(model.get_output_embeddings())]}.weight"
+    kept = part.lm.tokenizer.kept.tolist() if isinstance(part.lm.tokenizer, TrimmedTokenizer) else None
+    prefix = f"{model.base_model_prefix}."
+    result: State = {}
+    for name, own in plain_state(model, merged=False).items():
+        value = head if name == at_head else inside.get(name.removeprefix(prefix))
+        if value is not None:
+            if value.shape != own.shape and value.shape[1:] == own.shape[1:]:
+                value = value[: len(own)] if kept is None else value[torch.tensor(kept)]
+            result[f"lm.model.{name}"] = value
+    return result
+
+
 def plain_state(model: Any, merged: bool) -> State:
     """A model's weights under the names that they have without adapters."""
     result = {n.replace(".base_layer.", "."): v.detach() for n, v in model.state_dict().items() if not is_adapters(n)}

@@ -20,6 +20,7 @@ from diptych.core.errors import DiptychError
 from diptych.core.graph import provides
 from diptych.data.conversations.template import IMAGE_ID, Chat
 from diptych.models.build import Build
+from diptych.models.language.preferred import Preferring
 from diptych.models.language.seen import Seen
 from diptych.models.layers.cache import KVCache, Prefix
 from diptych.models.part import Part
@@ -27,13 +28,12 @@ from diptych.models.part import Part
 if TYPE_CHECKING:
     from diptych.models.pretrained import CausalLM
 
-
 IMAGE_PROMPTS = ("This photo:", "This image:", "This picture:")
 TEXT_PROMPT, MEANS = "This sentence:", "means:"
 REMEMBERED = 50_000  # texts with stored embeddings, while nothing in the model learns
 
 
-class PretrainedLM(Part):
+class PretrainedLM(Part, Preferring):
     """A causal language model of transformers.
 
     trim: keep only the vocabulary that the training captions need. prompts: images are embedded as "This photo: … means:", with

@@ -194,6 +194,12 @@ TASKS = {
         "“No picture” is a grey picture, which the model has never seen. Its score approximates the language prior; it is not the "
         "same. The mean over noise pictures (prior=noise) and log P(text) of a language model (prior=ADDRESS) are two others.",
     ),
+    "preferences": (
+        "A right answer against the same answer with one wrong fact: how much likelier the model finds the right one (margin), and "
+        "by how much this margin falls when the pictures are exchanged (swap).",
+        "A margin alone may come from words: wrong facts that are improbable in general. Read it together with swap, which only a "
+        "model that uses the picture can raise.",
+    ),
     "bias": (
         "Contrast sets: the same scene several times, changed in one attribute that should not affect the answer. If answers "
         "or scores change with it, the model treats the groups differently.",
