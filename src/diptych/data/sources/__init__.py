@@ -30,6 +30,7 @@
 | ``control:scenes:small?shuffle=text`` | one field of another sample, or blank (``blank=image``) |
 | ``shots:classes:my/parts?shots=16&seed=0`` | a few pictures of each class, for adapting a model |
 | ``facts:scenes:small?repeat=2`` | facts and captions of scenes in words, without pictures, for language models |
+| ``instruct:scenes:small?kinds=count,refuse`` | conversations about scenes with exact truth, of chosen kinds |
 | ``stills:scenes:small?n=4`` | clips made of stills: several pairs one after the other |
 | ``joined:scenes:clips?n=3`` | long clips made of several, one after the other |
 | ``index:my.index``, ``index:my.index?selection=NAME`` | the pictures of an index, or a selection of them (``diptych index``) |
@@ -76,6 +77,7 @@ SCHEMES = {
     "control": "diptych.data.control:Control",
     "shots": "diptych.data.subsets.shots:Shots",
     "facts": "diptych.data.scenes.facts:Facts",
+    "instruct": "diptych.data.scenes.instruct.source:Instructions",
     "stills": "diptych.data.subsets.stills:Stills",
     "joined": "diptych.data.subsets.joined:Joined",
     "index": "diptych.index.source:IndexSource",
