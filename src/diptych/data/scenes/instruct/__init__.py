@@ -11,10 +11,11 @@
 | ``which`` | which picture shows a red fox? | the second picture |
 | ``differs`` | what differs between the two pictures? | the fox is red in the first picture and blue in the second |
 
-Samples 2 k and 2 k + 1 are twins: the same questions about two scenes that differ in one fact, or about the same pictures in another
-order, so that each question has another answer. Of any question the answers are therefore balanced, not only of any kind: a model
-that does not see the picture is right about one of two twins at most (as the complementary pairs of VQAv2, Goyal et al. 2017, but
-exactly).
+Samples 2 k and 2 k + 1 are twins: the same questions about two scenes that differ in one fact, or about the same pictures in
+another order, so that each question has another answer. Of any question the answers are therefore balanced, not only of any kind: a
+model that does not see the picture is right about one of two twins at most (as the complementary pairs of VQAv2, Goyal et al.
+2017, but exactly).
 
-change.py: two scenes that differ in one fact. single.py: questions about one picture. several.py: about several. source.py: samples.
+change.py: two scenes that differ in one fact. single.py, several.py: questions about one picture, and about several.
+source.py: samples.
 """

@@ -96,8 +96,8 @@ def belong(graphs: tuple[Graph, ...], world: World) -> bool:
 
 
 def drawn_changes(world: World, random: Random, seed: int, whats: tuple[str, ...]) -> Any:
-    """Changes of one of these kinds, of scenes drawn one after the other, in a random order; as many as ``TRIES``. Those of one pair
-    of scenes share all that the truth leaves open, which ``seed`` decides.
+    """Changes of one of these kinds, of scenes drawn one after the other, in a random order; as many as ``TRIES``. The two scenes
+    share all that the truth leaves open, which ``seed`` decides.
     """
     for step in range(TRIES):
         graph = draw(world, random.getrandbits(62))._replace(seed=seed)

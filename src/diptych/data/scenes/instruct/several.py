@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from diptych.core.errors import DiptychError
 from diptych.data.scenes.graph import Graph, draw
-from diptych.data.scenes.instruct.change import TRIES, Change, Exchange, Setting, belong, change, drawn_changes, is_, noun
+from diptych.data.scenes.instruct.change import TRIES, Change, Exchange, Pair, Setting, belong, change, drawn_changes, is_, noun
 from diptych.data.scenes.instruct.single import BACK, SINGLE, SUITED, WHERE
 from diptych.data.scenes.language import NUMBERS, describe, meaning, phrase
 
@@ -63,7 +63,9 @@ def difference(c: Change) -> str:
     if c.what == "order":
         one, two = c.first.things[:2]
         relation = c.first.relation
-        return f"the {noun(one)} {is_(one)} {WHERE[relation]} the {noun(two)} in the first picture and {BACK[relation]} in the second"
+        return (
+            f"the {noun(one)} {is_(one)} {WHERE[relation]} the {noun(two)} in the first picture and {BACK[relation]} in the second"
+        )
     return f"the {noun(a)} is in the {c.first.position} of the first picture and in the {c.second.position} of the second"
 
 
@@ -106,7 +108,8 @@ def twins(kind: str, setting: Setting, seed: int, others: tuple[str, ...] = (), 
             found = [] if more == kind or more in SEVERAL else SINGLE[more](c, setting, random)
             if found:
                 chosen.append(found[random.randrange(len(found))])
-        kept, used = [], 0
+        kept: list[Pair] = []
+        used = 0
         for pair in chosen:
             if not kept or used + len(pair[0].before) + 1 <= turns:
                 kept.append(pair)

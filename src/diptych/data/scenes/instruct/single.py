@@ -36,7 +36,6 @@ def _pair(kind: str, skill: str, question: str, first: Any, second: Any, **truth
     return Exchange(kind, skill, question, first, given[0]), Exchange(kind, skill, question, second, given[1])
 
 
-
 def yes_no(c: Change, setting: Setting, random: Random) -> list[Pair]:
     """Whether something is so: yes of one scene, no of the other."""
     a, b = c.first.things[c.number], c.second.things[c.number]
@@ -48,7 +47,9 @@ def yes_no(c: Change, setting: Setting, random: Random) -> list[Pair]:
     elif c.what == "concept":
         asked = [f"is there {article(noun(t))}?" if t.count == 1 else f"are there {noun(t)}?" for t in (a, b)]
     elif c.what == "order":
-        asked = [f"{is_(g.things[0])} the {noun(g.things[0])} {WHERE[g.relation]} the {noun(g.things[1])}?" for g in (c.first, c.second)]
+        asked = [
+            f"{is_(g.things[0])} the {noun(g.things[0])} {WHERE[g.relation]} the {noun(g.things[1])}?" for g in (c.first, c.second)
+        ]
     else:
         asked = [f"is the {noun(a)} in the {g.position}?" for g in (c.first, c.second)]
     skill = {"concept": "existence", "order": "relation"}.get(c.what, c.what)
@@ -140,18 +141,19 @@ def correct(c: Change, setting: Setting, random: Random) -> list[Pair]:
 
 def box(c: Change, setting: Setting, random: Random) -> list[Pair]:
     """Where something is, as a box; of two things also which one is on a side."""
-    graphs, size, pairs = (c.first, c.second), setting.world.size, []
+    size = setting.world.size
+    pairs: list[Pair] = []
     if c.what not in ("order", "position") or c.first.relation == "front":
         return []
 
     def pair(skill: str, question: str, named: tuple[Things, Things], name: bool) -> None:
         """Adds the question, unless the boxes in the two scenes are nearly the same."""
-        boxes = tuple(box_of(g, t.concept, size) for g, t in zip(graphs, named, strict=True))
+        boxes = box_of(c.first, named[0].concept, size), box_of(c.second, named[1].concept, size)
         if overlap(*boxes) > APART:
             return
         texts = [written_box(b, size, setting.boxes) for b in boxes]
         answers = [f"{phrase(t)} {text}" if name else text for t, text in zip(named, texts, strict=True)]
-        names = tuple(phrase(t) if name else "" for t in named)
+        names = (phrase(named[0]), phrase(named[1])) if name else ("", "")
         pairs.append(_pair("box", skill, question, *answers, box=boxes, name=names))
 
     for things in c.first.things:
@@ -164,21 +166,25 @@ def box(c: Change, setting: Setting, random: Random) -> list[Pair]:
 
 
 def follow(c: Change, setting: Setting, random: Random) -> list[Pair]:
-    """Questions that refer to the answers before them."""
-    if c.what != "order" or c.first.relation not in FURTHER or any(t.count != 1 for t in c.first.things):
+    """Questions that refer to the answers before them, which are the same in both scenes."""
+    graph = c.first
+    if c.what not in ("order", "colour") or graph.relation not in FURTHER or len(graph.things) > 2:
         return []
-    colours = [t.colour for t in c.first.things]
-    if not all(colours) or colours[0] == colours[1]:
+    if any(t.count != 1 or not t.colour for t in graph.things):
         return []
-    names = sorted(noun(t) for t in c.first.things)
-    question = f"which is {FURTHER[c.first.relation][0]}, the {names[0]} or the {names[1]}?"
-    steps = ([], [])  # type: tuple[list[Exchange], list[Exchange]]
-    for graph, exchanges in zip((c.first, c.second), steps, strict=True):
-        a, b = graph.things
-        asked = [(question, f"the {noun(a)}"), ("what colour is it?", a.colour), ("and the other one?", b.colour)]
-        skills = ("first", "second", "third")
-        exchanges += [Exchange("follow", skills[k], *asked[k], {}, tuple(asked[:k])) for k in range(3)]
-    return list(zip(*steps, strict=True))
+    names = sorted(noun(t) for t in graph.things)
+    question = f"which is {FURTHER[graph.relation][0]}, the {names[0]} or the {names[1]}?"
+    asked = [
+        [
+            (question, f"the {noun(g.things[0])}"),
+            ("what colour is it?", g.things[0].colour),
+            ("and the other one?", g.things[1].colour),
+        ]
+        for g in (c.first, c.second)
+    ]
+    step = 0 if c.what == "order" else c.number + 1
+    first, second = (Exchange("follow", ("first", "second", "third")[step], *of[step], {}, tuple(of[:step])) for of in asked)
+    return [(first, second)]
 
 
 SINGLE: dict[str, Builder] = {"yes-no": yes_no, "count": count, "refuse": refuse, "correct": correct, "box": box, "follow": follow}
@@ -188,5 +194,5 @@ SUITED = {  # the changes of which a kind has questions
     "refuse": ("concept",),
     "correct": ("colour", "count", "order"),
     "box": ("order", "position"),
-    "follow": ("order",),
+    "follow": ("order", "colour"),
 }

@@ -56,7 +56,7 @@ def how_written(name: str, where: str = "boxes") -> Convention | int:
 
 
 class Instructions:
-    """kinds: those of ``KINDS`` to choose from, comma-separated; all. turns: questions of a conversation about one picture, at most.
+    """kinds: those of ``KINDS`` to choose from, comma-separated, or all. turns: questions about one picture, at most.
     boxes: how answers write boxes: a convention such as xyxy/100, or kosmos-2/16 for location tokens.
     """
 
@@ -68,8 +68,8 @@ class Instructions:
         self._set(open_source(unquote(place)), kinds, turns, boxes)
 
     def _set(self, base: Source, kinds: str, turns: int, boxes: str) -> Instructions:
-        given = {} if kinds == "all" else {"kinds": kinds}
-        given |= ({} if turns == 3 else {"turns": turns}) | ({} if boxes == BOXES else {"boxes": boxes})
+        usual: dict[str, Any] = {"kinds": "all", "turns": 3, "boxes": BOXES}
+        given = {name: value for name, value in {"kinds": kinds, "turns": turns, "boxes": boxes}.items() if value != usual[name]}
         self.address = instruct(base.address, **given)
         if not isinstance(base, Scenes):
             raise DiptychError(f"{self.address}: questions need scenes of single pictures, such as instruct:scenes:small")
@@ -162,7 +162,9 @@ def turns_of(talk: Talk) -> list[Turn]:
 
 
 def instructions_in(source: Any) -> Instructions | None:
-    """The source itself if it is of instructions, those about its scenes, or those of the first suitable part of a mixture; None."""
+    """The source itself if it is of instructions, those about its scenes, or those of the first suitable part of a mixture, or
+    None.
+    """
     if isinstance(source, Instructions):
         return source
     if isinstance(source, Scenes):
