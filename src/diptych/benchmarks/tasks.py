@@ -14,6 +14,7 @@ from diptych.benchmarks.answers.vqa import Vqa
 from diptych.benchmarks.answers.vqascore import VqaScore
 from diptych.benchmarks.base import Task
 from diptych.benchmarks.drawings.drawing import Drawing
+from diptych.benchmarks.instructions.task import INSTRUCTIONS
 from diptych.benchmarks.matching.classification import Classification
 from diptych.benchmarks.matching.controlled import Controlled
 from diptych.benchmarks.matching.pairs import Pairs
@@ -93,6 +94,7 @@ TASKS: dict[str, type] = {
     "mmhal": Mmhal,
     "video-questions": ClipQuestions,
     **PUBLISHED,
+    **INSTRUCTIONS,
 }
 # Run if no task is named; the others test one thing in more detail.
 DEFAULT = ("retrieval", "retrieval-1000", "zeroshot", "controlled", "captions", "embedding")
