@@ -80,19 +80,17 @@ class DialogueField(Field):
             raise DiptychError(f"data.fields.{name}: the field needs a part that brings a processor of transformers")
         return cls(name, context.tokenizer, f"{getattr(context.source, 'address', '')}, ", **context.options)
 
-    def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> list[np.ndarray]:
-        """The pictures of a conversation, as large as they are."""
+    def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> Conversation:
+        """The turns of a conversation and its pictures, as large as they are; without turns: of a picture with captions, of which
+        one is drawn later.
+        """
         if not sample.turns and (sample.image is None or not sample.captions):
             raise BrokenItem(sample.id, "no conversation, and no image with a caption")
-        return list(sample.images)
-
-    def rest(self, sample: Sample) -> Sample:
-        """The sample as it is kept next to the fitted values: without its pictures."""
-        return sample.with_(image=None, turns=Conversation(sample.turns, []) if sample.turns else None)
+        return Conversation(list(sample.turns), list(sample.images))
 
     def collate(self, rows: Sequence[Draw]) -> Dialogue:
         """A batch of it."""
-        chats = [(self._turns(row), row.fitted[self.name]) for row in rows]
+        chats = [(self._turns(row), row.fitted[self.name].images) for row in rows]
         made = self._batch(rows, chats)
         while long := [i for i, places in enumerate(made.inputs["attention_mask"].sum(1).tolist()) if places > self.room]:
             shorter = [self._shorter(rows[i], *chats[i]) for i in long]
@@ -105,7 +103,8 @@ class DialogueField(Field):
         return _dialogue(made)
 
     def _turns(self, row: Draw) -> list[Turn]:
-        return row.sample.turns or captioned(row.sample.captions[row.caption])
+        turns: list[Turn] = row.fitted[self.name].turns
+        return turns or captioned(row.sample.captions[row.caption])
 
     def _batch(self, rows: Sequence[Draw], chats: Sequence[tuple[Sequence[Turn], Sequence[np.ndarray]]]) -> Processed:
         try:

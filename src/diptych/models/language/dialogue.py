@@ -60,20 +60,24 @@ class DialogueModel(Part):
         revision: str | None = None,
         trust_remote_code: bool = False,
     ):
-        from transformers import AutoModelForImageTextToText
-
         super().__init__()
         self.address, self.adapt = from_, tuple(adapt)
         self.options: dict[str, Any] = {"trust_remote_code": trust_remote_code, **({"revision": revision} if revision else {})}
         half = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-        dtype = half if precision == "auto" else getattr(torch, precision)
-        name = place(from_)
-        self.model = fetch(AutoModelForImageTextToText, name, dtype=dtype, **self.options)
+        self.dtype = half if precision == "auto" else getattr(torch, precision)
+        self.model = self.opened()
         if self.model.config.is_encoder_decoder:
             raise DiptychError(f"{build.where}: {from_} has an encoder of its own for the words; this part is for decoders")
-        self.processor = ChatProcessor(open_processor(name, **self.options), from_)
+        self.processor = ChatProcessor(open_processor(place(from_), **self.options), from_)
         self.width = int(getattr(self.model.config.get_text_config(), "hidden_size", 0))
         self.keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+
+    def opened(self) -> PreTrainedModel:
+        """The model with its own weights, opened anew. DiptychError if it cannot be."""
+        from transformers import AutoModelForImageTextToText
+
+        made: PreTrainedModel = fetch(AutoModelForImageTextToText, place(self.address), dtype=self.dtype, **self.options)
+        return made
 
     @property
     def own_tokenizer(self) -> Any:
@@ -129,7 +133,7 @@ class DialogueModel(Part):
         logits: Tensor = out.logits if keep else out.logits[:, columns]
         return logits[wanted[:, columns]]
 
-    def write(self, directory: Path) -> None:
-        """The model with its weights as they are now, and its processor, as transformers loads them."""
-        self.model.save_pretrained(directory)
+    def write(self, directory: Path, model: Any = None) -> None:
+        """A model (its own, with its weights as they are now) and its processor, as transformers loads them."""
+        (model or self.model).save_pretrained(directory)
         self.processor.processor.save_pretrained(directory)
