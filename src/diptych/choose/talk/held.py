@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import string
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -47,9 +48,11 @@ class Compared:
     def plain(self) -> dict[str, Any]:
         """As plain data."""
 
-        def pair(values: tuple[float, float], test: PairedTest) -> dict[str, float]:
-            """Before, after, and the difference."""
-            return {"before": values[0], "after": values[1], "difference": test.difference, "low": test.low, "high": test.high, "p": test.p}
+        def pair(values: tuple[float, float], test: PairedTest) -> dict[str, float | None]:
+            """Before, after, and the difference; an interval that is not known (of one conversation) is None."""
+            known = math.isfinite(test.low) and math.isfinite(test.high)
+            bounds = {"low": test.low, "high": test.high} if known else {"low": None, "high": None}
+            return {"before": values[0], "after": values[1], "difference": test.difference, **bounds, "p": test.p}
 
         return {
             "data": self.data,
@@ -153,13 +156,12 @@ def as_table(rows: Sequence[Compared], notes: Sequence[str] = ()) -> str:
             ("log P of a token of an answer", row.likelihood, row.likelihood_test),
             ("answers word for word", row.exact, row.exact_test),
         ):
-            shown = (
-                ("{:.3f}", "{:+.3f}") if what.startswith("log") else ("{:.1%}", "{:+.1%}")
-            )
-            value, signed = shown
+            value, signed = ("{:.3f}", "{:+.3f}") if what.startswith("log") else ("{:.1%}", "{:+.1%}")
+            known = math.isfinite(test.low) and math.isfinite(test.high)
+            bounds = f"{signed.format(test.low)} to {signed.format(test.high)}" if known else "not known"
             lines.append(
                 f"| {where} | {row.conversations} | {what} | {value.format(values[0])} | {value.format(values[1])} | "
-                f"{signed.format(test.difference)} ({signed.format(test.low)} to {signed.format(test.high)}) |"
+                f"{signed.format(test.difference)} ({bounds}) |"
             )
     few = [row for row in rows if row.conversations < FEW]
     notes = [*notes, *(f"{row.data}: {counted(row.conversations, 'conversation')}, so the intervals say little" for row in few)]

@@ -202,7 +202,7 @@ def answer_spans(
     """The whole as text, and the start and end of each answer in it.
 
     written(turns, ask): the turns by a chat template; ask: up to where an answer is to be written. The end mark of an answer is
-    part of it; line_ends: the white space after it too. Mistake for a template that rewrites earlier turns.
+    part of it; line_ends: the line ends after it too. Mistake for a template that rewrites earlier turns.
     """
     whole = written(turns, ask)
     result = []
@@ -220,5 +220,6 @@ def answer_spans(
                 )
         bare = after.rstrip()
         ended = len(bare) > len(before) and not bare.endswith(turn.text.rstrip())
-        result.append((len(before), len(bare) if ended and not line_ends else len(after)))
+        kept = after.rstrip(" \t") if line_ends else bare  # a space may be one token with the words that follow it
+        result.append((len(before), len(kept) if ended else len(after)))
     return whole, result
