@@ -89,7 +89,11 @@ def saved(model: Any, path: Path, words: Any, pictures: Any, kind: str, template
     """As the files of these models lie on the hub."""
     end = next(mark for mark in ("<end_of_turn>", "<end_of_utterance>", "<|im_end|>", "</s>") if mark in template)
     model.generation_config.update(pad_token_id=words.pad_token_id, eos_token_id=words.convert_tokens_to_ids(end))
-    loud(model).save_pretrained(path)
+    loud(model)
+    if not model.config.tie_word_embeddings:
+        with torch.no_grad():
+            model.get_output_embeddings().weight[: len(MARKS)] = 0  # so that it writes words
+    model.save_pretrained(path)
     words.chat_template = None
     words.save_pretrained(path)
     pictures.save_pretrained(path)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MARKED = "{% generation"  # in a template that says itself which words are the assistant's
+PLACES = "text_replacement_offsets"  # what a processor calls the places of images in a text
 Spans = list[tuple[int, int]]
 
 
@@ -165,7 +166,7 @@ class ChatProcessor:
             "padding_side": side,
             "return_tensors": "pt",
             "return_offsets_mapping": True,
-            "return_text_replacement_offsets": True,
+            f"return_{PLACES}": True,
         }
         if self.tokenizer.bos_token and texts[0].startswith(self.tokenizer.bos_token):
             options["add_special_tokens"] = False  # the template writes it
@@ -173,7 +174,7 @@ class ChatProcessor:
             made = dict(self._call(texts, pictures, options))
         except Exception as error:  # processors raise any error
             raise DiptychError(f"{self.name}: its processor cannot take a conversation: {' '.join(str(error).split())[:300]}") from error
-        offsets, replaced = made.pop("offset_mapping"), made.pop("text_replacement_offsets", None)
+        offsets, replaced = made.pop("offset_mapping"), made.pop(PLACES, None)
         if replaced is None and any(pictures):
             raise DiptychError(
                 f"{self.name}: its processor does not say where it writes the tokens of an image, so answers cannot be found; "
@@ -185,7 +186,15 @@ class ChatProcessor:
         """What the processor makes of texts and images; of texts alone, without its image processor."""
         if not any(pictures):
             return self.processor(text=texts, **options)
-        return self.processor(text=texts, images=pictures, **options)
+        try:
+            return self.processor(text=texts, images=pictures, **options)
+        except ValueError as error:  # Idefics 3's makes a tensor of the places too, if the first row has no image
+            if PLACES not in str(error):
+                raise
+        plain = {name: value for name, value in options.items() if name != f"return_{PLACES}"}
+        made = self.processor(text=texts, images=pictures, **plain)
+        shown = self.processor(text=texts, images=pictures, **{**options, "return_tensors": None})
+        return {**made, PLACES: shown[PLACES]}
 
     def _found(
         self, inputs: dict[str, Any], spans: Sequence[Spans], offsets: Sequence[Any], replaced: Sequence[Any]

@@ -69,6 +69,7 @@ class DialogueModel(Part):
         if self.model.config.is_encoder_decoder:
             raise DiptychError(f"{build.where}: {from_} has an encoder of its own for the words; this part is for decoders")
         self.processor = ChatProcessor(open_processor(place(from_), **self.options), from_)
+        self.checkpointing = False
         self.width = int(getattr(self.model.config.get_text_config(), "hidden_size", 0))
         self.keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
 
@@ -119,8 +120,9 @@ class DialogueModel(Part):
         """Whether layers are computed again in the backward pass."""
         if on and self.model.supports_gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        elif not on and self.model.is_gradient_checkpointing:
+        elif self.checkpointing:
             self.model.gradient_checkpointing_disable()
+        self.checkpointing = on
 
     @provides("dialogue.logits", "dialogue")
     def logits(self, dialogue: Dialogue) -> Tensor:
