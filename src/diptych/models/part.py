@@ -42,6 +42,15 @@ class Part(nn.Module):
         """The module with the linear layers that adapters extend."""
         return self
 
+    def adaptable(self, targets: Sequence[str] | None) -> list[str]:
+        """The names within ``adapted_root`` of the layers to adapt, if the part chooses them; targets: endings of names, as the
+        recipe gives them. Empty: the adapter chooses.
+        """
+        return []
+
+    def set_checkpointing(self, on: bool) -> None:
+        """Whether layers of a model of another library are computed again in the backward pass."""
+
     @property
     def places_taken(self) -> int:
         """How many of its positions learned vectors have, which are not left for words."""

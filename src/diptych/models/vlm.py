@@ -206,6 +206,8 @@ class VLM(nn.Module):
         for module in self.modules():
             if isinstance(module, Transformer | RotaryTransformer):
                 module.checkpointing = gradient_checkpointing
+            elif isinstance(module, Part):
+                module.set_checkpointing(gradient_checkpointing)
 
     def compile_parts(self, backend: str = "inductor") -> None:
         """``torch.compile`` on what every part computes in ``forward``, and on the transformers within parts that compute in other

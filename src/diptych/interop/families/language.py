@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_json, write_json
@@ -178,17 +179,26 @@ def write_adapters(directory: Path, model: VLM, base: str, inside: str) -> None:
     base: the place of the model that they belong to; inside: its name for the language model's base class, such as
     ``model.language_model``.
     """
-    from safetensors.torch import save_file
-
     lora = lora_of(model)
     if lora is None:
         raise DiptychError("this run has no adapters on its language model (adapters.lm); export it without --adapters")
     own = model.part("lm").lm.model
     prefix = f"{own.base_model_prefix}."
+    save_adapters(directory, lora, own, base, lambda name: f"{inside}.{name.removeprefix(prefix)}")
+
+
+def save_adapters(directory: Path, lora: Injected, own: nn.Module, base: str, named: Callable[[str], str] = str) -> None:
+    """Low-rank adapters as a directory that ``PeftModel.from_pretrained`` reads.
+
+    own: the module that they are in; base: the place of the model that they belong to, in which a layer has the name
+    ``named(its name in own)``.
+    """
+    from safetensors.torch import save_file
+
     weights, targets = {}, set()
     for name, value in own.state_dict().items():
         if is_adapters(name):
-            place = f"{inside}.{name.removeprefix(prefix)}"
+            place = named(name)
             targets.add(place.partition(f".{lora.mark}")[0])
             weights[f"base_model.model.{in_files(place)}"] = value.detach().float().cpu().contiguous().clone()
     for name, value in lora.shared().items():
