@@ -2,7 +2,7 @@
 
 | address | data |
 |---|---|
-| ``scenes:…`` | the built-in world: images; ``scenes:clips``: clips; ``scenes:albums``: documents |
+| ``scenes:…`` | the built-in world: images; ``scenes:clips``: clips; ``scenes:albums``: documents; ``scenes:text``: print |
 | ``folder:photos/`` | images with .txt or .json next to them, or one ``captions.jsonl``/``metadata.csv`` |
 | ``csv:table.csv?image=file&caption=text`` | a table (.csv, .tsv) with image paths and captions; ``jsonl:`` likewise |
 | ``parquet:data/*.parquet`` | image bytes or paths and captions |
