@@ -29,6 +29,7 @@
 | ``repeated:scenes:small?items=100&share=0.5`` | some of its samples repeated many times among new ones |
 | ``control:scenes:small?shuffle=text`` | one field of another sample, or blank (``blank=image``) |
 | ``shots:classes:my/parts?shots=16&seed=0`` | a few pictures of each class, for adapting a model |
+| ``pages:all``, ``pages:ocr,table?ask=3`` | rendered pages with known trees, and tasks on them |
 | ``facts:scenes:small?repeat=2`` | facts and captions of scenes in words, without pictures, for language models |
 | ``stills:scenes:small?n=4`` | clips made of stills: several pairs one after the other |
 | ``joined:scenes:clips?n=3`` | long clips made of several, one after the other |
@@ -76,6 +77,7 @@ SCHEMES = {
     "control": "diptych.data.control:Control",
     "shots": "diptych.data.subsets.shots:Shots",
     "facts": "diptych.data.scenes.facts:Facts",
+    "pages": "diptych.data.pages:Pages",
     "stills": "diptych.data.subsets.stills:Stills",
     "joined": "diptych.data.subsets.joined:Joined",
     "index": "diptych.index.source:IndexSource",
