@@ -70,7 +70,7 @@ class Pages:
     def _asked(self, page: Node, seed: int) -> list[tuple[str, str, str]]:
         """(task, request, answer) of each request of the conversation: different tasks that the page allows, in any order."""
         random = Random(seed + 1)
-        found = []
+        found: list[tuple[str, str, str]] = []
         for name in random.sample(self.tasks, len(self.tasks)):
             if len(found) < self.ask and (asked := TASKS[name](page, random)) is not None:
                 found.append((name, *asked))
