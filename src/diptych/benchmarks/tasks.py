@@ -29,6 +29,8 @@ from diptych.benchmarks.probes.frequency import Frequency
 from diptych.benchmarks.probes.memorization import Memorization
 from diptych.benchmarks.probes.preferences import Preferences
 from diptych.benchmarks.probes.priors import Priors
+from diptych.benchmarks.reading.published import PUBLISHED as READING
+from diptych.benchmarks.reading.read import Read
 from diptych.benchmarks.redteam.task import RedTeam
 from diptych.benchmarks.regions.cards import BoxConvention
 from diptych.benchmarks.regions.crops import Crops
@@ -95,6 +97,8 @@ TASKS: dict[str, type] = {
     "video-questions": ClipQuestions,
     **PUBLISHED,
     **INSTRUCTIONS,
+    "read": Read,
+    **READING,
 }
 # Run if no task is named; the others test one thing in more detail.
 DEFAULT = ("retrieval", "retrieval-1000", "zeroshot", "controlled", "captions", "embedding")

@@ -21,9 +21,11 @@ from diptych.core.errors import DiptychError
 from diptych.core.graph import renamed
 from diptych.core.streaming import cut
 from diptych.data.clips import collated_clips
+from diptych.data.fields import options_of
 from diptych.data.fields.base import stacked
 from diptych.data.fields.text import tokenized
 from diptych.data.image import as_pixels, resize
+from diptych.data.ocr import open_prompt
 from diptych.inference.able import capabilities_of, missing_fields, read_from
 from diptych.inference.chat import Answering, asked_with
 from diptych.inference.clips.attended import frame_weights
@@ -67,7 +69,8 @@ class TrainedModel(Talking, Locates):
         self.capabilities = able | {name for name, can in can_score.items() if can and scored}
         self.capabilities |= {"locate"} if ways_of(self) else set()
         if "prompt" in able:
-            self.answering = Answering(model, chat_of(recipe, model), self._images, self._inference)
+            reader = open_prompt(options_of("turns", recipe.data.fields).get("reader"), recipe.data.train)
+            self.answering = Answering(model, chat_of(recipe, model), self._images, self._inference, reader)
         scales = [getattr(objective, "scale", None) for objective in self.objectives.values()]
         learned = [float(scale.detach()) for scale in scales if isinstance(scale, Tensor)]
         self.scale = learned[0] if learned else 100.0  # what cosines are multiplied by

@@ -2,7 +2,7 @@
 
 | address | data |
 |---|---|
-| ``scenes:…`` | the built-in world: images; ``scenes:clips``: clips; ``scenes:albums``: documents |
+| ``scenes:…`` | the built-in world: images; ``scenes:clips``: clips; ``scenes:albums``: documents; ``scenes:text``: print |
 | ``folder:photos/`` | images with .txt or .json next to them, or one ``captions.jsonl``/``metadata.csv`` |
 | ``csv:table.csv?image=file&caption=text`` | a table (.csv, .tsv) with image paths and captions; ``jsonl:`` likewise |
 | ``parquet:data/*.parquet`` | image bytes or paths and captions |
@@ -29,6 +29,7 @@
 | ``repeated:scenes:small?items=100&share=0.5`` | some of its samples repeated many times among new ones |
 | ``control:scenes:small?shuffle=text`` | one field of another sample, or blank (``blank=image``) |
 | ``shots:classes:my/parts?shots=16&seed=0`` | a few pictures of each class, for adapting a model |
+| ``pages:all``, ``pages:ocr,table?ask=3`` | rendered pages with known trees, and tasks on them |
 | ``facts:scenes:small?repeat=2`` | facts and captions of scenes in words, without pictures, for language models |
 | ``preferences:scenes:small``, ``preferences:FILE.jsonl?images=DIR`` | a question with a right and a wrong answer |
 | ``instruct:scenes:small?kinds=count,refuse`` | conversations about scenes with exact truth, of chosen kinds |
@@ -80,6 +81,7 @@ SCHEMES = {
     "facts": "diptych.data.scenes.facts:Facts",
     "preferences": "diptych.data.preferences.source:open_preferences",
     "instruct": "diptych.data.scenes.instruct.source:Instructions",
+    "pages": "diptych.data.pages:Pages",
     "stills": "diptych.data.subsets.stills:Stills",
     "joined": "diptych.data.subsets.joined:Joined",
     "index": "diptych.index.source:IndexSource",

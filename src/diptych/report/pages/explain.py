@@ -83,6 +83,27 @@ TASKS = {
         "reference (ROUGE-L).",
         "The published score is a judgement by a language model and cannot be compared with this one. Read the answers.",
     ),
+    "read": (
+        "What signs, labels and small print say, in pictures whose print has a known height. An answer counts if it is the text; "
+        "ANLS gives credit for the share of right letters, from a half on.",
+        "Words that a model has often seen can be recognised without reading: held-out words (`split=heldout-concepts`) show it.",
+    ),
+    "textvqa": (
+        "Questions about photographs with text. An answer earns as much as ten people agree with it.",
+        "An answer by other words than those of the people earns nothing. With OCR tokens in the prompt it is another task.",
+    ),
+    "docvqa": (
+        "Questions about scanned documents. ANLS gives credit for the share of right letters, from a half on.",
+        "Half a credit for an answer of which half is wrong: read the accuracy next to it.",
+    ),
+    "chartqa": (
+        "Questions about charts. Relaxed accuracy lets a number differ from the right one by 5 %.",
+        "Years and counts are numbers as well, so a year that is off by 50 counts as right.",
+    ),
+    "ocrbench": (
+        "Reading and understanding text of many kinds. An answer counts if it contains a right one.",
+        "Long answers contain more: an answer that names everything counts as right.",
+    ),
     "completion": (
         "A language model reads text alone: how likely it finds a text (perplexity), and whether it completes a given beginning "
         "with one of the right continuations, word for word.",
