@@ -9,6 +9,7 @@ from torch import nn
 
 from diptych.core.batch import Images, Texts, Tokens
 from diptych.core.graph import provides
+from diptych.data.tiles.batch import Tiles
 
 if TYPE_CHECKING:
     from diptych.models.build import Build
@@ -80,7 +81,9 @@ class VisionTower(Part):
 
     @provides("{image}.tokens", "{image}")
     def encode(self, image: Images) -> Tokens:
-        """tokens [B, extra + N, D], pooled [B, D]"""
+        """tokens [B, extra + N, D], pooled [B, D]; of pictures in tiles as ``Tiles.encoded`` says."""
+        if isinstance(image, Tiles):
+            return image.encoded(self.encode)
         if image.hidden is not None:
             return self(image.floats, image.keep, image.hidden)
         return self(image.floats, image.keep)

@@ -17,6 +17,7 @@ from diptych.data.conversations.rows import best_fit, laid_out
 from diptych.data.conversations.template import Chat, Document
 from diptych.data.conversations.turns import Mistake, captioned, check_images
 from diptych.data.fields.base import Context, Draw, Field, grey, stacked
+from diptych.data.fields.tiles import Cutting, cutting_of
 from diptych.data.source import BrokenItem, Problem
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class TurnsField(Field):
     """``Conversation`` → ``Turns``. A sample that has only captions becomes a request to describe its image.
 
     identifiers: what the chat template writes before a user's words, to say the task (``Chat``), such as {"": "[vqa]"}.
+    cutting: how images are cut into tiles (``fields.tiles``); None: they are not.
     pack: several conversations share a row of ``chat.room`` tokens. Conversations are packed within a batch, so a batch has the
     same samples whether packed or not.
     """
@@ -43,11 +45,12 @@ class TurnsField(Field):
         augment: Any = "none",
         pack: bool = False,
         where: str = "",
+        cutting: Cutting | None = None,
         *,
         identifiers: dict[str, str] | None = None,
     ):
         super().__init__(name)
-        self.where = where
+        self.where, self.cutting = where, cutting
         chat.identifiers = identifiers or chat.identifiers
         self.chat, self.size, self.augment, self.packs = chat, size, augmenter(augment, size), pack
         self.drawn = self.augment.draws
@@ -58,12 +61,23 @@ class TurnsField(Field):
         if context.chat is None:
             raise DiptychError("conversations need a language model with a chat template: a part 'lm'")
         where = f"{getattr(context.source, 'address', '')}, "
-        return cls(name, context.chat, context.image_size, context.augment, context.pack, where, **context.options)
+        return cls(
+            name,
+            context.chat,
+            context.image_size,
+            context.augment,
+            context.pack,
+            where,
+            cutting_of(context.own, context.image_size),
+            **context.options,
+        )
 
-    def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> list[np.ndarray]:
+    def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> list[Any]:
         """A sample's value as it is kept until it is collated: decoded, at the model's size, augmented."""
         if not sample.turns and (sample.image is None or not sample.captions):
             raise BrokenItem(sample.id, "no conversation, and no image with a caption")
+        if self.cutting is not None:
+            return [self.cutting(image) for image in sample.images]
         numbers, words = rng(), [turn.text for turn in sample.turns] or sample.captions
         return [self.augment(image, numbers, words) for image in sample.images]
 
@@ -81,7 +95,10 @@ class TurnsField(Field):
         packed = best_fit(lengths, self.chat.room) if self.packs else [[i] for i in range(len(lessons))]
         ids, mask, learned, places = map(torch.from_numpy, laid_out(lessons, packed, self.chat.tokenizer.pad))
         shown = [image for row in packed for i in row for image in rows[i].fitted[self.name][: lessons[i].images]]
-        return Turns(ids, mask, learned, places, Images(stacked(shown)) if shown else None)
+        return Turns(ids, mask, learned, places, self._together(shown) if shown else None)
+
+    def _together(self, shown: list[Any]) -> Images:
+        return Images(stacked(shown)) if self.cutting is None else self.cutting.stacked(shown)
 
     def _lesson(self, row: Draw) -> Document:
         sample, turns = row.sample, row.sample.turns
@@ -89,7 +106,7 @@ class TurnsField(Field):
             turns = captioned(sample.captions[row.caption])
         try:
             check_images(turns, len(row.fitted[self.name]))
-            lesson = self.chat.lesson(turns)
+            lesson = self.chat.lesson(turns, row.fitted[self.name])
         except Mistake as mistake:
             raise DiptychError(f"{self.where}{sample.id}: {mistake}") from None
         if lesson.cut:
