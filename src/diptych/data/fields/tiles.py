@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -23,18 +23,20 @@ if TYPE_CHECKING:
     from diptych.config.recipe import FieldSpec
 
 TILES = "tiles"
+Fit = Literal["pad", "stretch"]
 
 
 class TilesField(ImageField):
     """uint8 [height, width, 3] → ``Tiles``: the whole picture and the tiles of the grid that fits its shape best, each as large as
     the model's images. Declared as ``data.fields: {image: {kind: tiles}}``; the images of ``turns`` are then cut, too.
 
-    grids: those to choose from, rows and columns. Pictures are neither cropped nor flipped.
+    grids: those to choose from, rows and columns. fit: ``pad``: a picture keeps its shape, with black around it; ``stretch``: it is
+    deformed to fill its grid (Monkey). Pictures are neither cropped nor flipped.
     """
 
-    def __init__(self, name: str, size: int, augment: Any = "none", *, grids: list[Grid] | None = None):
+    def __init__(self, name: str, size: int, augment: Any = "none", *, grids: list[Grid] | None = None, fit: Fit = "pad"):
         super().__init__(name, size, "none")
-        self.cutting = Cutting(size, grids)
+        self.cutting = Cutting(size, grids, fit)
         if augmenter(augment, size).draws:
             raise DiptychError(f"data.augment: pictures in tiles (data.fields.{name}.kind: tiles) are read whole; set it to none")
 
@@ -60,17 +62,17 @@ class TilesField(ImageField):
 
 
 class Cutting:
-    """How a model's pictures are cut. size: the side of a tile in pixels; grids: those to choose from, rows and columns."""
+    """How a model's pictures are cut. size: the side of a tile in pixels; grids, fit: as of the field."""
 
-    def __init__(self, size: int, grids: Sequence[Grid] | None = None):
-        self.size = size
+    def __init__(self, size: int, grids: Sequence[Grid] | None = None, fit: Fit = "pad"):
+        self.size, self.stretched = size, fit == "stretch"
         self.grids = GRIDS if grids is None else tuple((int(r), int(c)) for r, c in grids)
         if not self.grids or any(min(grid) < 1 for grid in self.grids):
             raise DiptychError(f"data.fields, kind tiles: grids are rows and columns of at least 1, got {list(self.grids)}")
 
     def __call__(self, image: np.ndarray) -> Tiled:
         """A picture, uint8 [H, W, 3], in tiles."""
-        return cut(image, self.size, self.grids)
+        return cut(image, self.size, self.grids, self.stretched)
 
     def stacked(self, pictures: Sequence[Tiled]) -> Tiles:
         """These pictures as one batch."""
@@ -82,7 +84,7 @@ def cutting_of(own: dict[str, str | FieldSpec] | Any, size: int) -> Cutting | No
     declared = own.get("image")
     if declared is None or (declared if isinstance(declared, str) else declared.kind) != TILES:
         return None
-    return Cutting(size, (None if isinstance(declared, str) else declared.options.get("grids")))
+    return Cutting(size, **({} if isinstance(declared, str) else declared.options))
 
 
 def collated_pictures(images: Sequence[np.ndarray], size: int, own: Any) -> Images:

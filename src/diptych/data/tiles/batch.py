@@ -45,12 +45,12 @@ class Tiles(Images):
         assert self.grids is not None
         return torch.arange(self.pixels.shape[1], device=self.pixels.device) < 1 + self.grids.prod(1)[:, None]
 
-    def encoded(self, tower: Callable[[Images], Tokens]) -> Tokens:
+    def encoded(self, tower: Callable[[Images, Tensor], Tokens]) -> Tokens:
         """What a tower makes of the tiles, and of no padding: tokens [B, G · n, D] with a mask if some are missing; pooled: of the
-        whole picture.
+        whole picture. tower: of tiles and their numbers in their pictures, 0 the whole.
         """
         real = self.real
-        seen = tower(Images(self.pixels[real]))
+        seen = tower(Images(self.pixels[real]), real.nonzero()[:, 1])
         (B, G), (n, D) = real.shape, seen.tokens.shape[1:]
         firsts = (real.sum(1).cumsum(0) - real.sum(1)).to(seen.pooled.device)
         if bool(real.all()):

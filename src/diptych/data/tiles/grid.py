@@ -23,7 +23,7 @@ class Tiled(NamedTuple):
 
     tiles: np.ndarray  # uint8 [1 + rows · columns, S, S, 3]: the whole picture at the size of a tile, then the tiles row by row
     grid: Grid
-    size: tuple[int, int]  # height and width of the picture, in pixels
+    size: tuple[int, int]  # height and width of the picture, in pixels; of one that is stretched, as it is then
 
 
 def best_grid(height: int, width: int, grids: Sequence[Grid], side: int) -> Grid:
@@ -50,22 +50,22 @@ def inside(height: int, width: int, high: int, wide: int) -> tuple[int, int]:
     return high, min(math.ceil(width * down), wide)
 
 
-def cut(image: np.ndarray, side: int, grids: Sequence[Grid]) -> Tiled:
+def cut(image: np.ndarray, side: int, grids: Sequence[Grid], stretched: bool = False) -> Tiled:
     """A picture, uint8 [H, W, 3], as tiles of ``side`` pixels: the whole of it deformed to a square, then the tiles of the best
-    grid, in which it is centred on black with its shape kept. Bicubic, antialiased.
+    grid, in which it is centred on black with its shape kept, or which it fills (``stretched``). Bicubic, antialiased.
     """
     from PIL import Image
 
     height, width = image.shape[:2]
     rows, columns = best_grid(height, width, grids, side)
     high, wide = rows * side, columns * side
-    new_high, new_wide = inside(height, width, high, wide)
+    new_high, new_wide = (high, wide) if stretched else inside(height, width, high, wide)
     canvas = np.zeros((high, wide, 3), np.uint8)
     top, left = (high - new_high) // 2, (wide - new_wide) // 2
     canvas[top : top + new_high, left : left + new_wide] = _resized(Image.fromarray(image), new_high, new_wide)
     tiles = canvas.reshape(rows, side, columns, side, 3).swapaxes(1, 2).reshape(rows * columns, side, side, 3)
     whole = _resized(Image.fromarray(image), side, side)
-    return Tiled(np.concatenate([whole[None], tiles]), (rows, columns), (height, width))
+    return Tiled(np.concatenate([whole[None], tiles]), (rows, columns), (high, wide) if stretched else (height, width))
 
 
 def _resized(image: Any, height: int, width: int) -> np.ndarray:

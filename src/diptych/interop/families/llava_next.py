@@ -31,8 +31,9 @@ class LlavaNext(Llava):
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
         """Empty if the class computes exactly what our model does."""
         result = super().misfits(recipe, model, objectives)
-        if cutting_of(model.own_fields, model.image_size) is None:
-            result.append(Misfit("it reads pictures in tiles", "data.fields={image: {kind: tiles}}"))
+        cutting = cutting_of(model.own_fields, model.image_size)
+        if cutting is None or cutting.stretched:
+            result.append(Misfit("it reads pictures in tiles, with their shape kept", "data.fields={image: {kind: tiles}}"))
         return result
 
     def _connector(self, connector: Any) -> list[Misfit]:

@@ -8,7 +8,7 @@ from diptych.models.connectors.mlp import MLP, Linear, LinearNorm, PerTower, Poo
 from diptych.models.connectors.pooling import Average, Downsample, Merge, Neighbours, PixelShuffle
 from diptych.models.connectors.queries import CAbstractor, QFormer
 from diptych.models.connectors.resampler import Resampler
-from diptych.models.connectors.tiles import AnyResolution
+from diptych.models.connectors.tiles import AnyResolution, Windows
 
 CONNECTOR = {
     "linear": Linear,
@@ -16,6 +16,7 @@ CONNECTOR = {
     "mlp": MLP,
     "per_tower": PerTower,
     "any_resolution": AnyResolution,
+    "windows": Windows,
     "pooled": Pooled,
     "mapping": Mapping,
     "average": Average,

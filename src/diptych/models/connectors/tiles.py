@@ -15,6 +15,7 @@ from diptych.core.graph import provides
 from diptych.data.tiles.batch import Tiles
 from diptych.data.tiles.grid import NEWLINE, Tiled, one_tile, reading_order
 from diptych.models.build import Build
+from diptych.models.connectors.attending import PlacedQueries
 from diptych.models.connectors.mlp import MLP
 from diptych.models.layers.ragged import ImageTokens, Ragged
 
@@ -71,3 +72,37 @@ def orders(image: Images, side: int) -> list[np.ndarray]:
     assert image.grids is not None and image.sizes is not None
     sizes, grids = image.sizes.tolist(), image.grids.tolist()
     return [reading_order((h, w), (r, c), side) for (h, w), (r, c) in zip(sizes, grids, strict=True)]
+
+
+class Windows(PlacedQueries):
+    """Learned queries, the same for all, look at each tile of a picture, and at the whole picture: the tokens of the tiles row by
+    row, then those of the whole (Monkey, Li et al. 2024, arXiv:2311.06607, §3.1). tokens: of a tile (256 in the paper).
+
+    Pictures with different numbers of tiles have different numbers of tokens (``Ragged``).
+    """
+
+    @provides("{image}.prefix", "{image}", "{image}.tokens")
+    def prefix(self, image: Images, tokens: Tokens) -> ImageTokens:  # type: ignore[override]
+        """What the language model reads of pictures: [B, (G + 1) · tokens, D], or ``Ragged``."""
+        if not isinstance(image, Tiles):
+            return self(tokens.tokens)
+        real = image.real.to(tokens.tokens.device)
+        each = torch.unflatten(tokens.tokens, 1, (-1, tokens.tokens.shape[1] // real.shape[1]))  # [B, G + 1, extra + n, D]
+        seen = self(each[real])
+        counts = real.sum(1)
+        B, most = len(real), real.shape[1]
+        place = torch.arange(most, device=real.device) >= most - counts[:, None]  # padding on the left
+        # Row by row the tiles are 0 (the whole), 1, 2 …; the whole moves behind the others.
+        firsts = counts.cumsum(0) - counts
+        turn = torch.cat([torch.arange(1, n + 1) % n for n in counts.tolist()]).to(real.device)
+        source = turn + firsts.repeat_interleave(counts)
+        ordered = seen[source]
+        if bool(real.all()):
+            return ordered.reshape(B, most * self.tokens, -1)
+        padded = ordered.new_zeros(B, most, *ordered.shape[1:])
+        padded[place] = ordered
+        return Ragged(padded.flatten(1, 2), place.repeat_interleave(self.tokens, 1))
+
+    def count(self, picture: Tiled) -> int:
+        """The number of tokens of a picture."""
+        return len(picture.tiles) * self.tokens
