@@ -11,6 +11,7 @@ from diptych.core.batch import Images, Texts, Tokens
 from diptych.core.errors import DiptychError
 from diptych.core.graph import provides
 from diptych.data.tiles.batch import Tiles
+from diptych.data.tiles.native import Native
 
 if TYPE_CHECKING:
     from diptych.models.build import Build
@@ -87,6 +88,8 @@ class VisionTower(Part):
         """tokens [B, extra + N, D], pooled [B, D]; of pictures in tiles as ``Tiles.encoded`` says."""
         if isinstance(image, Tiles):
             return image.encoded(self.encode_tiles)
+        if isinstance(image, Native):
+            raise DiptychError("pictures of sizes of their own (data.fields.image.kind: native) need parts.vision.kind: native")
         if image.hidden is not None:
             return self(image.floats, image.keep, image.hidden)
         return self(image.floats, image.keep)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -18,11 +18,12 @@ from diptych.data.image import resize
 from diptych.data.source import BrokenItem
 from diptych.data.tiles.batch import Tiles
 from diptych.data.tiles.grid import GRIDS, Grid, Tiled, cut
+from diptych.data.tiles.native import Fitting
 
 if TYPE_CHECKING:
     from diptych.config.recipe import FieldSpec
 
-TILES = "tiles"
+TILES, NATIVE = "tiles", "native"
 Fit = Literal["pad", "stretch"]
 
 
@@ -79,17 +80,35 @@ class Cutting:
         return Tiles.of(pictures)
 
 
-def cutting_of(own: dict[str, str | FieldSpec] | Any, size: int) -> Cutting | None:
-    """How a recipe that declares these fields (``data.fields``) cuts its pictures; None: it does not."""
+class Preparing(Protocol):
+    """How the pictures of a recipe are prepared if not as squares of one size."""
+
+    def __call__(self, image: np.ndarray) -> Any:
+        """A picture, uint8 [H, W, 3], as it is kept until a batch is made."""
+
+    def stacked(self, pictures: Sequence[Any]) -> Images:
+        """These pictures as one batch."""
+
+
+def preparing_of(own: Mapping[str, str | FieldSpec], size: int) -> Preparing | None:
+    """How a recipe that declares these fields (``data.fields``) prepares its pictures; None: as squares of one size."""
     declared = own.get("image")
-    if declared is None or (declared if isinstance(declared, str) else declared.kind) != TILES:
-        return None
-    return Cutting(size, **({} if isinstance(declared, str) else declared.options))
+    kind = declared if isinstance(declared, str) or declared is None else declared.kind
+    options = {} if isinstance(declared, str) or declared is None else declared.options
+    if kind == NATIVE:
+        return Fitting(**options)
+    return Cutting(size, **options) if kind == TILES else None
+
+
+def cutting_of(own: Mapping[str, str | FieldSpec], size: int) -> Cutting | None:
+    """How such a recipe cuts its pictures into tiles; None: it does not."""
+    found = preparing_of(own, size)
+    return found if isinstance(found, Cutting) else None
 
 
 def collated_pictures(images: Sequence[np.ndarray], size: int, own: Any) -> Images:
     """Pictures, uint8 [H, W, 3], as a model of a recipe that declares the fields ``own`` reads them. size: of its images."""
-    cutting = cutting_of(own, size)
-    if cutting is None:
+    preparing = preparing_of(own, size)
+    if preparing is None:
         return Images(stacked([resize(image, size) for image in images]))
-    return cutting.stacked([cutting(image) for image in images])
+    return preparing.stacked([preparing(image) for image in images])

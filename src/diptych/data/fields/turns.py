@@ -17,7 +17,7 @@ from diptych.data.conversations.rows import best_fit, laid_out
 from diptych.data.conversations.template import Chat, Document
 from diptych.data.conversations.turns import Mistake, captioned, check_images
 from diptych.data.fields.base import Context, Draw, Field, grey, stacked
-from diptych.data.fields.tiles import Cutting, cutting_of
+from diptych.data.fields.tiles import Preparing
 from diptych.data.source import BrokenItem, Problem
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class TurnsField(Field):
     """``Conversation`` → ``Turns``. A sample that has only captions becomes a request to describe its image.
 
     identifiers: what the chat template writes before a user's words, to say the task (``Chat``), such as {"": "[vqa]"}.
-    cutting: how images are cut into tiles (``fields.tiles``); None: they are not.
+    preparing: how images are cut or scaled (``fields.tiles``); None: to squares of one size.
     pack: several conversations share a row of ``chat.room`` tokens. Conversations are packed within a batch, so a batch has the
     same samples whether packed or not.
     """
@@ -45,12 +45,12 @@ class TurnsField(Field):
         augment: Any = "none",
         pack: bool = False,
         where: str = "",
-        cutting: Cutting | None = None,
+        preparing: Preparing | None = None,
         *,
         identifiers: dict[str, str] | None = None,
     ):
         super().__init__(name)
-        self.where, self.cutting = where, cutting
+        self.where, self.preparing = where, preparing
         chat.identifiers = identifiers or chat.identifiers
         self.chat, self.size, self.augment, self.packs = chat, size, augmenter(augment, size), pack
         self.drawn = self.augment.draws
@@ -68,7 +68,7 @@ class TurnsField(Field):
             context.augment,
             context.pack,
             where,
-            cutting_of(context.own, context.image_size),
+            preparing_of(context.own, context.image_size),
             **context.options,
         )
 
@@ -76,8 +76,8 @@ class TurnsField(Field):
         """A sample's value as it is kept until it is collated: decoded, at the model's size, augmented."""
         if not sample.turns and (sample.image is None or not sample.captions):
             raise BrokenItem(sample.id, "no conversation, and no image with a caption")
-        if self.cutting is not None:
-            return [self.cutting(image) for image in sample.images]
+        if self.preparing is not None:
+            return [self.preparing(image) for image in sample.images]
         numbers, words = rng(), [turn.text for turn in sample.turns] or sample.captions
         return [self.augment(image, numbers, words) for image in sample.images]
 
@@ -98,7 +98,7 @@ class TurnsField(Field):
         return Turns(ids, mask, learned, places, self._together(shown) if shown else None)
 
     def _together(self, shown: list[Any]) -> Images:
-        return Images(stacked(shown)) if self.cutting is None else self.cutting.stacked(shown)
+        return Images(stacked(shown)) if self.preparing is None else self.preparing.stacked(shown)
 
     def _lesson(self, row: Draw) -> Document:
         sample, turns = row.sample, row.sample.turns

@@ -17,6 +17,7 @@ CONNECTOR = {
     "per_tower": PerTower,
     "any_resolution": AnyResolution,
     "windows": Windows,
+    "native_merge": "diptych.models.connectors.merging:NativeMerge",
     "pooled": Pooled,
     "mapping": Mapping,
     "average": Average,
