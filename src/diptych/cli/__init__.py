@@ -11,8 +11,7 @@ import sys
 import typer
 
 from diptych.cli import advise, compare, demo, evaluate, metrics, plan, report, study, train
-from diptych.cli.choose import adapt, align, choose, soup
-from diptych.cli.choose import adapt, choose, sets, soup
+from diptych.cli.choose import adapt, align, choose, sets, soup
 from diptych.cli.data import curate, data
 from diptych.cli.failures import probe, readout, slices
 from diptych.cli.index import index, search, serve

@@ -102,6 +102,7 @@ OBJECTIVES: dict[str, Any] = {
     "boxes": "diptych.objectives.regions.boxes:Boxes",
     "prior_next_token": PriorNextToken,
     "prompt_regression": PromptRegression,
+    "prototype_alignment": "diptych.objectives.language.prototypes:PrototypeAlignment",
     "sentence_contrast": SentenceContrast,
     "sentence_prompts": SentencePrompts,
     "retrieval_words": RetrievalWords,

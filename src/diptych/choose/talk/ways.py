@@ -176,4 +176,3 @@ def settings_of(way: type[ChatWay], given: Mapping[str, Any]) -> ChatWay:
     """A way with these settings; a single word for a list is a list of it. DiptychError for a setting that it does not have."""
     lists = {name: [value] for name, value in given.items() if name in ("on", "targets") and isinstance(value, str)}
     return way(**check_options(way, {**given, **lists}, f"--way {way.name}"))
-

@@ -17,6 +17,8 @@ Kinds that a recipe has to declare (``data.fields: {segments: {kind: segments}}`
 | kind | in a batch |
 |---|---|
 | ``segments`` | a clip as pieces with a text each |
+| ``tiles`` | pictures of any shape in tiles: ``Tiles``; under the name ``image`` |
+| ``native`` | pictures of any shape at their own size: ``Native``; under the name ``image`` |
 | ``shortest`` | the shortest caption |
 | ``captions`` | several texts of each sample, or the sentences of them: ``Texts`` with owner rows |
 | ``nouns`` | nouns of the caption that is read, in prompts: ``Texts`` with owner rows |
@@ -65,6 +67,8 @@ FIELDS: dict[str, Any] = {
 }
 DECLARED: dict[str, Any] = {  # kinds that no field has by its name alone
     "segments": SegmentsField,
+    "tiles": "diptych.data.fields.tiles:TilesField",
+    "native": "diptych.data.fields.native:NativeField",
     "shortest": ShortestField,
     "captions": CaptionsField,
     "nouns": NounsField,

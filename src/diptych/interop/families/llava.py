@@ -24,6 +24,7 @@ from diptych.interop.families import language
 from diptych.interop.families.siglip import Siglip
 from diptych.models.connectors.clips import ClipConnector
 from diptych.models.connectors.mlp import MLP
+from diptych.models.connectors.tiles import AnyResolution
 from diptych.models.language.lm import IMAGE_PROMPTS
 from diptych.models.pretrained.packages import quiet
 from diptych.models.vision.towers import HubTower, ViT
@@ -51,6 +52,7 @@ class Llava(Family):
     marks: ClassVar[tuple[str, ...]] = (IMAGE,)  # words in place of what is not a word
     towers: ClassVar[tuple[str, ...]] = ("model.vision_tower",)
     reads: ClassVar[bool] = True
+    made_processor: ClassVar[str] = "LlavaProcessor"  # the class that writes the processor's file
     unused: ClassVar[tuple[str, ...]] = ()  # weights of the class that ours have nothing for, and that it does not use for ours
 
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
@@ -81,6 +83,8 @@ class Llava(Family):
     def _connector(self, connector: Any) -> list[Misfit]:
         if isinstance(connector, ClipConnector):
             return [Misfit(f"parts.connector, a {type(connector).__name__}, reads clips, and the class reads pictures")]
+        if isinstance(connector, AnyResolution):
+            return [Misfit("parts.connector reads pictures in tiles, and the class reads them whole", MLP_OF_IT)]
         if not isinstance(connector, MLP):
             return [Misfit(f"parts.connector is a {type(connector).__name__}, its projector is an MLP", MLP_OF_IT)]
         return projector_misfits(connector)
@@ -107,6 +111,7 @@ class Llava(Family):
             "text_config": words.config,
             **marks,
             **self._lengths(model.part("connector")),
+            **self._more_options(model),
             "projector_hidden_act": "gelu" if len(layers) == 2 else "linear",
             "vision_feature_layer": getattr(getattr(model.part("vision"), "tower", None), "layer", -1),
             "vision_feature_select_strategy": strategy,
@@ -122,7 +127,7 @@ class Llava(Family):
         state = {f"{INSIDE}.{name}": value for name, value in words.state.items()} | {
             "lm_head.weight": words.head if tied else words.head.clone()
         }
-        state |= projector(layers, float(lm.scale))
+        state |= projector(layers, float(lm.scale)) | self._more_weights(model.part("connector"), float(lm.scale))
         for place in self.towers:  # each with weights of its own, since files hold no weight twice
             state |= named_as(made, place, {name: value.clone() for name, value in weights.items()})
         state |= {name: torch.zeros(value.shape) for name, value in made.state_dict().items() if name in self.unused}
@@ -144,8 +149,8 @@ class Llava(Family):
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(words.ours.pad)
         if speaks and not begins(speaks):
             without_beginning(tokenizer)
-        processor = transformers.LlavaProcessor(
-            image_processor(model.image_size, mean, std),
+        processor = getattr(transformers, self.made_processor)(
+            self._pictures(model, mean, std),
             tokenizer,
             patch_size=vision.patch_size,
             vision_feature_select_strategy=strategy,
@@ -176,6 +181,18 @@ class Llava(Family):
     def _lengths(self, connector: Any) -> dict[str, Any]:
         """The options of the configuration that depend on the connector."""
         return {"image_seq_length": connector.tokens}
+
+    def _more_options(self, model: VLM) -> dict[str, Any]:
+        """Options of the configuration that only some of the classes have."""
+        return {}
+
+    def _more_weights(self, connector: Any, scale: float) -> State:
+        """Weights between tower and language model besides the projector's, as large as word vectors (``scale``)."""
+        return {}
+
+    def _pictures(self, model: VLM, mean: list[float], std: list[float]) -> Any:
+        """What prepares pictures."""
+        return image_processor(model.image_size, mean, std)
 
     def _template(self, lm: Any, speaks: Chat | None, tokenizer: Any, words: Language) -> str:
         return template(lm, speaks, tokenizer, words)

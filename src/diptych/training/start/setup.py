@@ -213,8 +213,9 @@ def chat_of(recipe: Recipe, model: VLM) -> Chat:
     if given.max_length > context:
         raise DiptychError(f"data.conversations.max_length is {given.max_length}, but the language model's context is {context}")
     tokens = 1 if model.part("lm").gated else model.part("connector").tokens  # words look at it from one position
+    count = getattr(model.part("connector"), "count", None)  # of a picture, where it depends on the picture
     identifiers = options_of("turns", recipe.data.fields).get("identifiers") or {}
-    return Chat(model.tokenizer, tokens, given.max_length, given.too_long, identifiers)
+    return Chat(model.tokenizer, 1 if count else tokens, given.max_length, given.too_long, identifiers, count)
 
 
 def check_data(setup: Setup) -> None:
