@@ -67,7 +67,8 @@ def export(
         notes = family.write(directory, trained.model, trained.objectives, str(out) if adapters else "")
         notes = [*notes, *(f"{note[0].upper()}{note[1:]}." for note in warnings)]
         (directory / "README.md").write_text(model_card(run, trained, made, notes), encoding="utf-8")
-        write_json(directory / MARK, {**_plain(made), **({"caption": DESCRIBE if trained.answering else ""} if lm else {})})
+        prompt = {"caption": DESCRIBE if trained.answering else ""} if lm else {}
+        write_json(directory / MARK, {**_plain(made), **prompt, "use": notes})
 
     write_atomically(out, write)
     return made
