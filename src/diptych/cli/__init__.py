@@ -14,8 +14,9 @@ from diptych.cli import advise, compare, demo, evaluate, metrics, plan, report, 
 from diptych.cli.choose import adapt, choose, soup
 from diptych.cli.data import curate, data
 from diptych.cli.failures import probe, readout, slices
+from diptych.cli.hub import card, push
 from diptych.cli.index import index, search, serve
-from diptych.cli.models import caption, card, chat, compose, draw, embed, explain, export, predict
+from diptych.cli.models import caption, chat, compose, draw, embed, explain, export, predict
 from diptych.cli.start import doctor, greet
 from diptych.core.errors import DiptychError, Interrupted
 
@@ -66,6 +67,8 @@ app.command()(probe.probe)
 app.command()(readout.readout)
 app.command()(export.export)
 app.command()(card.card)
+app.command()(push.push)
+app.command()(push.pull)
 app.command()(report.report)
 app.command()(compare.recipes)
 app.command()(compare.compare)

@@ -11,6 +11,7 @@ from diptych.core.errors import DiptychError
 from diptych.core.files import write_atomically, write_json
 from diptych.data.conversations.turns import DESCRIBE
 from diptych.inference.export.card import model_card
+from diptych.inference.onnx.files import digest
 from diptych.inference.run import TrainedModel
 from diptych.interop import family_for
 from diptych.training.run_files import RunFiles
@@ -66,9 +67,10 @@ def export(
         directory.mkdir()
         notes = family.write(directory, trained.model, trained.objectives, str(out) if adapters else "")
         notes = [*notes, *(f"{note[0].upper()}{note[1:]}." for note in warnings)]
+        files = {p.relative_to(directory).as_posix(): digest(p) for p in sorted(directory.rglob("*")) if p.is_file()}
         (directory / "README.md").write_text(model_card(run, trained, made, notes), encoding="utf-8")
         prompt = {"caption": DESCRIBE if trained.answering else ""} if lm else {}
-        write_json(directory / MARK, {**_plain(made), **prompt, "use": notes})
+        write_json(directory / MARK, {**_plain(made), **prompt, "use": notes, "files": files})
 
     write_atomically(out, write)
     return made
