@@ -64,7 +64,7 @@ const DiptychItems = (() => {
 
     open() {
       if (this.data) return this;
-      this.data = JSON.parse(document.getElementById(this.name).textContent);
+      this.data = JSON.parse(document.getElementById(`itemdata-${this.name}`).textContent);
       const data = this.data, bar = this.root.querySelector(".items-controls");
       const choice = (title, options, selected) => {
         const label = make("label", title), select = make("select");
@@ -189,7 +189,7 @@ const DiptychItems = (() => {
       return table;
     }
 
-    hash(i) { return `item=${this.name.slice(6)}/${encodeURIComponent(this.data.items[i])}`; }
+    hash(i) { return `item=${this.name}/${encodeURIComponent(this.data.items[i])}`; }
 
     turn(way) { this.at += way * AT_ONCE; this.show(); this.root.querySelector("tbody a")?.focus(); }
 
@@ -226,7 +226,7 @@ const DiptychItems = (() => {
     }
   }
 
-  for (const root of document.querySelectorAll(".items")) lists.set(root.dataset.of.slice(6), new List(root));
+  for (const root of document.querySelectorAll(".items")) lists.set(root.dataset.of, new List(root));
   return {
     // The row of an address such as item=pope/17; undefined if it is no address of an item.
     at(hash) {

@@ -71,7 +71,11 @@
     if (!at) return;
     at.querySelector(":scope > details, :scope > figure > details")?.setAttribute("open", "");
     if (at === page) { scrollTo(0, event ? document.querySelector("nav").previousElementSibling.offsetHeight : 0); if (event) page.focus({ preventScroll: true }); }
-    else { at.scrollIntoView({ block: at.matches("tr") ? "center" : "start" }); if (at.matches("tr")) at.querySelector("a").focus({ preventScroll: true }); }
+    else if (!at.matches("tr")) at.scrollIntoView();
+    else {
+      const reach = () => { at.scrollIntoView({ block: "center" }); at.querySelector("a").focus({ preventScroll: true }); };
+      if (document.readyState === "complete") reach(); else addEventListener("load", () => setTimeout(reach)); // the browser's own jump comes first
+    }
   };
   addEventListener("hashchange", go);
   go();

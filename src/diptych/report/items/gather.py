@@ -83,7 +83,7 @@ def encoded(data: dict[str, Any]) -> str:
 
 def _first(gathered: TaskAnswers) -> list[int]:
     """The two models that are compared at first: the best, and the one behind it."""
-    chosen = pairs(None, gathered)  # type: ignore[arg-type]  # it reads the answers alone
+    chosen = pairs(gathered)
     if not chosen:
         return [0, min(1, len(gathered.answers) - 1)]
     return [gathered.answers.index(chosen[0][0]), gathered.answers.index(chosen[0][1])]

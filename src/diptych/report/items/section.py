@@ -30,11 +30,11 @@ def item_list(gathered: TaskAnswers, pictures: Pictures) -> str:
     )
     controls = f'<div class="items-controls" role="group" aria-label="Which items of {escape(gathered.task)}"></div>'
     return (
-        f'<figure class="wide"><div {LISTS} data-of="items-{name}">'
+        f'<figure class="wide"><div {LISTS} data-of="{name}">'
         f'<noscript><p class="note">The list of items needs JavaScript.</p></noscript>{controls}'
         '<p class="items-test" role="status" aria-live="polite"></p>'
         f'<div class="scroll" role="region" tabindex="0" aria-label="Items of {escape(gathered.task)}, scrolls sideways"></div>'
         '<p class="items-pages"></p></div>'
-        f'<script type="application/json" id="items-{name}">{encoded(data)}</script>'
+        f'<script type="application/json" id="itemdata-{name}">{encoded(data)}</script>'
         f"<figcaption>{caption}</figcaption></figure>"
     )
