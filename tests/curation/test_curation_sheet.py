@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from cli_fixture import Cli, cli  # noqa: F401
 from PIL import Image
 
+from cli_fixture import Cli, cli  # noqa: F401
 from diptych.core.errors import DiptychError
 from diptych.curation import curate
 from diptych.curation.sheet import write_sheet

@@ -29,7 +29,11 @@ def test_assumptions_can_be_stated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIPTYCH_INTENSITY", "0.05")
     assert Assumptions.stated(watts=3).intensity == 0.05 and Assumptions.stated(intensity=0.3).intensity == 0.3
     assert Assumptions.stated(watts=3).watts == 3
-    for name, value, words in (("watts", -1.0, "--watts -1"), ("overhead", 0.5, "--overhead 0.5"), ("intensity", float("nan"), "finite")):
+    for name, value, words in (
+        ("watts", -1.0, "--watts -1"),
+        ("overhead", 0.5, "--overhead 0.5"),
+        ("intensity", float("nan"), "finite"),
+    ):
         with pytest.raises(DiptychError, match=words):
             Assumptions.stated(**{name: value})
     monkeypatch.setenv("DIPTYCH_INTENSITY", "low")

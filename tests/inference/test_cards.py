@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from cli_fixture import Cli, cli  # noqa: F401
 
+from cli_fixture import Cli, cli  # noqa: F401
 from diptych.config.recipe import load_recipe
 from diptych.core.errors import DiptychError
 from diptych.inference.export.used import changes, data_lines, differences, replaced_parts, shipped, started_lines
@@ -63,13 +63,23 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_card_of_a_run_and_of_its_export(cli: Cli,  # noqa: F811
-     run: Path, tmp_path: Path) -> None:
+def test_the_card_of_a_run_and_of_its_export(
+    cli: Cli,  # noqa: F811
+    run: Path,
+    tmp_path: Path,
+) -> None:
     spent = json.loads((run / "spent.json").read_text())
     assert 0 < spent["cpu_seconds"] < 600
     cli("card", run, "--out", tmp_path / "card.md", "--watts", "20", "--intensity", "0")
     card = (tmp_path / "card.md").read_text()
-    for part in ("**vision**: `clip` in place of `vit`", "× 20 W", "**0 g CO2e**", "| text | `clip` |", "16 samples drawn", "OpenMoji"):
+    for part in (
+        "**vision**: `clip` in place of `vit`",
+        "× 20 W",
+        "**0 g CO2e**",
+        "| text | `clip` |",
+        "16 samples drawn",
+        "OpenMoji",
+    ):
         assert part in card
     out = tmp_path / "export"
     cli("export", run, "--out", out)

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from cli_fixture import Cli, cli  # noqa: F401
-from hub_fixture import TOKEN, Hub, hub  # noqa: F401
 
+from cli_fixture import Cli, cli  # noqa: F401
 from diptych.core.errors import DiptychError
 from diptych.inference.hub.listing import blake2b, git_oid, listing
 from diptych.inference.hub.push import _groups, checked
+from hub_fixture import TOKEN, Hub, hub  # noqa: F401
 
 BIG = bytes(range(256)) * 40  # goes by LFS
 

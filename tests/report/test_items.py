@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_fixture import Cli, cli  # noqa: F401
 from PIL import Image
-from report_fixture import Page, make_comparison, records, write
 
+from cli_fixture import Cli, cli  # noqa: F401
 from diptych.benchmarks.statistics import paired_test
 from diptych.core.errors import DiptychError
 from diptych.report import build_against, build_report
 from diptych.report.items.against import against
 from diptych.report.items.gather import LETTERS, Strings, encoded
+from report_fixture import Page, make_comparison, records, write
 
 MEASURE = "right"
 

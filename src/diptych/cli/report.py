@@ -30,7 +30,9 @@ def report(
     summary: Annotated[
         bool, typer.Option("--summary", help="Also write summary.png and summary.pdf, one page for a talk (extra `report`).")
     ] = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="With --against: the file; default DIRECTORY/against-NAME.html.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="With --against: the file; default DIRECTORY/against-NAME.html.")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Write the report again, from the records: one self-contained HTML file with a page for each task.

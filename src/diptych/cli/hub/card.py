@@ -13,7 +13,8 @@ from diptych.core.errors import DiptychError
 def card(
     directory: Annotated[Path, typer.Argument(help="A run, an export of `diptych export`, or a result of `diptych curate`.")],
     licence: Annotated[
-        str, typer.Option("--licence", "--license", help="Of the weights or the set, as you give it: an SPDX name such as cc-by-4.0.")
+        str,
+        typer.Option("--licence", "--license", help="Of the weights or the set, as you give it: an SPDX name such as cc-by-4.0."),
     ] = "",
     watts: Annotated[float | None, typer.Option(help="Of a busy core, for the estimate of carbon; default 10.")] = None,
     gpu_watts: Annotated[float | None, typer.Option(help="Of a busy GPU; default 400.")] = None,

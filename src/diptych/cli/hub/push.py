@@ -14,8 +14,12 @@ def push(
     directory: Annotated[Path, typer.Argument(help="An export of `diptych export`, or a result of `diptych curate`.")],
     repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository; it is made if there is none.")],
     public: Annotated[bool, typer.Option("--public", help="Everybody may read it; otherwise it is private.")] = False,
-    replace: Annotated[bool, typer.Option("--replace", help="Write over other content of that name; its history keeps it.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be sent. Needs no token and no network.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Write over other content of that name; its history keeps it.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list what would be sent. Needs no token and no network.")
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Send an export or a curated set to the Hugging Face Hub, or to another server with its API (HF_ENDPOINT).
@@ -44,7 +48,16 @@ def push(
             typer.echo(f"note: {note}", err=True)
     if dry_run:
         if json_:
-            print_json({"repo": name, "kind": files.kind, "public": public, "files": rows, "left_out": files.left_out, "notes": files.notes})
+            print_json(
+                {
+                    "repo": name,
+                    "kind": files.kind,
+                    "public": public,
+                    "files": rows,
+                    "left_out": files.left_out,
+                    "notes": files.notes,
+                }
+            )
         else:
             typer.echo("nothing was sent (--dry-run)")
         return
@@ -88,5 +101,7 @@ def pull(
     if json_:
         print_json({**asdict(done), "path": str(done.path)})
         return
-    typer.echo(f"{done.path}: {counted(done.files, 'file')} of {done.repo} at {done.revision[:12]}{f'; {done.what}' if done.what else ''}")
+    typer.echo(
+        f"{done.path}: {counted(done.files, 'file')} of {done.repo} at {done.revision[:12]}{f'; {done.what}' if done.what else ''}"
+    )
     typer.echo(f"use it: {done.use}")

@@ -25,7 +25,12 @@ SIZES = (
 
 
 def model_card(
-    run: Path, trained: TrainedModel, made: Exported, notes: Sequence[str] = (), assumed: Assumptions | None = None, licence: str = ""
+    run: Path,
+    trained: TrainedModel,
+    made: Exported,
+    notes: Sequence[str] = (),
+    assumed: Assumptions | None = None,
+    licence: str = "",
 ) -> str:
     """README.md of an export. notes: how to use it. assumed: of the estimate of carbon. licence: that of the weights, as their
     owner states it; "": "other", with what is known of the terms of data and parts.

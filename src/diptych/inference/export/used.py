@@ -118,11 +118,15 @@ def started_lines(environment: Mapping[str, Any], spent: Mapping[str, Any]) -> l
         who = what if what == "The run" else f"Part `{what}`"
         lists = (("loaded", "loaded"), ("fresh", "began fresh"), ("unused", "not used"))
         told = "; ".join(f"{title}: {', '.join(started[key])}" for key, title in lists if started.get(key))
-        lines.append(f"- {who} started from the weights of `{started['address']}` (hash `{started['key']}`){f': {told}' if told else ''}.")
+        lines.append(
+            f"- {who} started from the weights of `{started['address']}` (hash `{started['key']}`){f': {told}' if told else ''}."
+        )
     for part, cost in (spent.get("pretraining") or {}).items():
         flops = f", {cost['flops'] / 1e12:.2f} TFLOP" if cost.get("flops") else ""
         samples = counted(cost["samples"], "sample") if cost.get("samples") else "an unknown number of samples"
-        lines.append(f"- Part `{part}` was pretrained by the recipe `{cost.get('recipe')}` on {samples}{flops}; not in the budget below.")
+        lines.append(
+            f"- Part `{part}` was pretrained by the recipe `{cost.get('recipe')}` on {samples}{flops}; not in the budget below."
+        )
     return lines
 
 
@@ -141,7 +145,9 @@ def data_lines(recipe: Recipe, environment: Mapping[str, Any], spent: Mapping[st
         if address not in held:
             lines.append(f"- `{address}`, images or texts without a partner: fingerprint `{fingerprint}`.")
     for entry in environment.get("resumed") or ():
-        lines.append(f"- The data had changed when the run was resumed at step {entry['step']}; the lines above are of its last start.")
+        lines.append(
+            f"- The data had changed when the run was resumed at step {entry['step']}; the lines above are of its last start."
+        )
     return lines
 
 

@@ -50,7 +50,13 @@ def pull(address: str, out: Path | None = None, kind: str = "", revision: str = 
         kinds = [kind] if kind else ["model", "dataset"]
         found, info = _first(api, hub, repo, kinds, revision)
         hub.snapshot_download(
-            repo, repo_type=found, revision=info.sha, local_dir=out, endpoint=where, token=token or False, ignore_patterns=[".gitattributes"]
+            repo,
+            repo_type=found,
+            revision=info.sha,
+            local_dir=out,
+            endpoint=where,
+            token=token or False,
+            ignore_patterns=[".gitattributes"],
         )
     what, use = _described(out, repo)
     count = sum(p.is_file() and DONE.parts[0] not in p.relative_to(out).parts for p in out.rglob("*"))
@@ -78,7 +84,11 @@ def _described(out: Path, repo: str) -> tuple[str, str]:
         from diptych.core.files import read_json
 
         form = read_json(out / CURATED)["output"]
-        place = f"packed:{out}/packed" if form == "packed" else f"{'wds' if form == 'wds' else 'parquet'}:{out}/data/*.{'tar' if form == 'wds' else 'parquet'}"
+        place = (
+            f"packed:{out}/packed"
+            if form == "packed"
+            else f"{'wds' if form == 'wds' else 'parquet'}:{out}/data/*.{'tar' if form == 'wds' else 'parquet'}"
+        )
         return f"a curated set, {counted(len(files.files), 'file')} checked", f"diptych train clip --data '{place}'"
     onnx = (out / MANIFEST).is_file()
     return f"an export, {counted(len(files.files), 'file')} checked", f"diptych evaluate {'' if onnx else 'hf:'}{out} --data …"

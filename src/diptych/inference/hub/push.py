@@ -83,7 +83,9 @@ def push(files: Listing, repo: str, *, public: bool = False, replace: bool = Fal
         after = _tree(api, repo, files.kind)
         lost = [f.name for f in files.files if not _same(f, after.get(f.name))]
         if lost:
-            raise DiptychError(f"{repo}: {counted(len(lost), 'file')} did not arrive ({', '.join(lost[:3])}); run the command again")
+            raise DiptychError(
+                f"{repo}: {counted(len(lost), 'file')} did not arrive ({', '.join(lost[:3])}); run the command again"
+            )
     sent = tuple(f.name for f in todo)
     kept = tuple(f.name for f in files.files if f.name not in sent)
     section = "datasets/" if files.kind == "dataset" else ""

@@ -29,7 +29,9 @@ def against(one: Path, other: Path) -> Comparison:
     runs = {recipe.name: {0: _credits(recipe, notes)} for recipe in (a, b)}
     shared = {key for key in runs[a.name][0] if runs[a.name][0][key].keys() & runs[b.name][0].get(key, {}).keys()}
     if not shared:
-        raise DiptychError(f"{one} and {other} have no item of a task in common; evaluate both on the same data with the same tasks")
+        raise DiptychError(
+            f"{one} and {other} have no item of a task in common; evaluate both on the same data with the same tasks"
+        )
     rows = paired_tests({name: {0: {k: v for k, v in seeds[0].items() if k in shared}} for name, seeds in runs.items()})
     numbers = ("difference", "low", "high", "p", "p_holm")
     return Comparison(

@@ -33,7 +33,9 @@ def write_summary(directory: Path, out: Path | None = None) -> list[Path]:
     for path in paths:
         kind = path.suffix[1:]
         date = {"CreationDate": None} if kind == "pdf" else {}  # the same results give the same file
-        write_atomically(path, lambda p, kind=kind, date=date: drawn.savefig(p, format=kind, dpi=DOTS, facecolor=PAPER, metadata=date))  # type: ignore[misc]
+        write_atomically(
+            path, lambda p, kind=kind, date=date: drawn.savefig(p, format=kind, dpi=DOTS, facecolor=PAPER, metadata=date)
+        )  # type: ignore[misc]
     return paths
 
 
@@ -46,9 +48,13 @@ def draw(comparison: Comparison) -> Any:
     with rc_context({"font.family": ["DejaVu Sans"], "text.color": INK, "pdf.fonttype": 42}):
         page = Figure(figsize=SIZE)
         FigureCanvasAgg(page)
-        page.text(0.045, 0.905, comparison.title, fontsize=26, fontfamily="DejaVu Serif", fontweight="bold", va="center", parse_math=False)
+        page.text(
+            0.045, 0.905, comparison.title, fontsize=26, fontfamily="DejaVu Serif", fontweight="bold", va="center", parse_math=False
+        )
         words = _short(plain_words(comparison).replace("**", ""), 330)
-        page.text(0.045, 0.855, "\n".join(textwrap.wrap(words, 128)[:3]), fontsize=11.5, va="top", linespacing=1.5, parse_math=False)
+        page.text(
+            0.045, 0.855, "\n".join(textwrap.wrap(words, 128)[:3]), fontsize=11.5, va="top", linespacing=1.5, parse_math=False
+        )
         shown, left = chosen(comparison)
         measured = [r for r in comparison.recipes if any(c.key in r.measures for c in shown)]
         if shown:
@@ -89,7 +95,11 @@ def _dots(axes: Any, comparison: Comparison, shown: list[Column]) -> None:
     axes.set_yticks(range(len(shown)), [_short(c.name, 34) for c in shown], fontsize=11)
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlim(0, 100)
-    axes.set_xlabel("per cent, with 95 % intervals; dashed: chance; ringed: the best, and what does not differ from it", fontsize=9.5, color=SOFT)
+    axes.set_xlabel(
+        "per cent, with 95 % intervals; dashed: chance; ringed: the best, and what does not differ from it",
+        fontsize=9.5,
+        color=SOFT,
+    )
     axes.set_facecolor(PAPER)
     axes.grid(axis="x", color=HAIR, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -130,7 +140,9 @@ def _foot(page: Any, comparison: Comparison, left: int) -> None:
         f"{number(left, share=False).split('.')[0]} more measures in the report" if left else "",
         comparison.created[:10],
     ]
-    page.text(0.045, 0.055, _short("  ·  ".join(f for f in facts if f), 170), fontsize=9.5, color=SOFT, va="center", parse_math=False)
+    page.text(
+        0.045, 0.055, _short("  ·  ".join(f for f in facts if f), 170), fontsize=9.5, color=SOFT, va="center", parse_math=False
+    )
     page.text(0.955, 0.055, "Diptych", fontsize=11, color=SOFT, va="center", ha="right", fontfamily="DejaVu Serif")
 
 
