@@ -145,9 +145,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.commit(repo, [json.loads(line) for line in body.splitlines() if line.strip()], name)
         if rest.startswith("/tree/"):
             return self.answer(200, [self.entry(repo, n) for n in sorted(repo.files)])
-        if match := re.match(r"/revision/(.+)", rest):
-            if match[1] not in ("main", repo.sha):
-                return self.refuse(404, "RevisionNotFound", "Invalid rev id")
+        if (match := re.match(r"/revision/(.+)", rest)) and match[1] not in ("main", repo.sha):
+            return self.refuse(404, "RevisionNotFound", "Invalid rev id")
         siblings = [{"rfilename": n} for n in sorted(repo.files)]
         return self.answer(200, {"id": name, "sha": repo.sha, "private": repo.private, "siblings": siblings, "tags": []})
 

@@ -49,7 +49,20 @@ PROMISED = {
     "browser": ["playwright.sync_api", "axe_playwright_python"],
     "docs": ["mkdocs", "mkdocstrings"],
     "mutants": ["cosmic_ray", "pytest_cov"],
-    "dev": ["diffusers", "httpx", "openai", "py3langid", "pycld2", "pytest", "xdist", "hypothesis", "mypy", "sklearn", "scipy", "yaml"],
+    "dev": [
+        "diffusers",
+        "httpx",
+        "openai",
+        "py3langid",
+        "pycld2",
+        "pytest",
+        "xdist",
+        "hypothesis",
+        "mypy",
+        "sklearn",
+        "scipy",
+        "yaml",
+    ],
 }
 
 

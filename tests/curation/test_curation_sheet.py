@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cli_fixture import Cli, cli  # noqa: F401
+import cli_fixture
+from cli_fixture import Cli
 from diptych.core.errors import DiptychError
 from diptych.curation import curate
 from diptych.curation.sheet import write_sheet
 from diptych.data.provenance.carbon import Assumptions
+
+cli = cli_fixture.cli
 
 PLAN = {
     "name": "few",

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from cli_fixture import Cli, cli  # noqa: F401
+import cli_fixture
+from cli_fixture import Cli
 from diptych.config.recipe import load_recipe
 from diptych.core.errors import DiptychError
 from diptych.inference.export.used import changes, data_lines, differences, replaced_parts, shipped, started_lines
+
+cli = cli_fixture.cli
 
 
 def test_changed_settings_are_named() -> None:
@@ -64,7 +67,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_card_of_a_run_and_of_its_export(
-    cli: Cli,  # noqa: F811
+    cli: Cli,
     run: Path,
     tmp_path: Path,
 ) -> None:

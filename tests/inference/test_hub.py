@@ -7,11 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from cli_fixture import Cli, cli  # noqa: F401
+import cli_fixture
+import hub_fixture
+from cli_fixture import Cli
 from diptych.core.errors import DiptychError
 from diptych.inference.hub.listing import blake2b, git_oid, listing
 from diptych.inference.hub.push import _groups, checked
-from hub_fixture import TOKEN, Hub, hub  # noqa: F401
+from hub_fixture import TOKEN, Hub
+
+cli = cli_fixture.cli
+hub = hub_fixture.hub
 
 BIG = bytes(range(256)) * 40  # goes by LFS
 
@@ -98,14 +103,14 @@ def test_groups_are_small_enough_to_resume(tmp_path: Path) -> None:
     assert [len(g) for g in _groups([some] * 130)] == [64, 64, 2]
 
 
-def test_dry_run_sends_nothing(cli: Cli, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_dry_run_sends_nothing(cli: Cli, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN")
     done = cli("push", an_export(tmp_path / "e"), "ada/clip", "--dry-run")
     assert done.code == 0 and "model.safetensors" in done.out and "private" in done.out and "nothing was sent" in done.out
     assert not hub.log and not hub.repos
 
 
-def test_push_is_private_complete_and_quiet_about_the_token(cli: Cli, hub: Hub, tmp_path: Path) -> None:  # noqa: F811
+def test_push_is_private_complete_and_quiet_about_the_token(cli: Cli, hub: Hub, tmp_path: Path) -> None:
     folder = an_export(tmp_path / "e")
     (folder / ".env").write_text("SECRET=1")
     done = cli("push", folder, "ada/clip")
@@ -118,7 +123,7 @@ def test_push_is_private_complete_and_quiet_about_the_token(cli: Cli, hub: Hub, 
     assert again["sent"] == [] and len(again["kept"]) == 4 and len(hub.uploads) == 1 and len(repo.commits) == 1
 
 
-def test_a_stopped_push_goes_on(cli: Cli, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_stopped_push_goes_on(cli: Cli, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diptych.inference.hub.push.AT_ONCE", 2)
     folder = an_export(tmp_path / "e")
     hub.fail_at = "objects/batch"  # config.json and export.json are there, the weights are not
@@ -130,7 +135,7 @@ def test_a_stopped_push_goes_on(cli: Cli, hub: Hub, tmp_path: Path, monkeypatch:
     assert done["sent"] == ["README.md", "model.safetensors"] and done["kept"] == ["config.json", "export.json"]
 
 
-def test_a_file_that_changed_after_it_was_listed_is_not_sent(hub: Hub, tmp_path: Path) -> None:  # noqa: F811
+def test_a_file_that_changed_after_it_was_listed_is_not_sent(hub: Hub, tmp_path: Path) -> None:
     from diptych.inference.hub.push import push
 
     files = listing(an_export(tmp_path / "e"))
@@ -140,7 +145,7 @@ def test_a_file_that_changed_after_it_was_listed_is_not_sent(hub: Hub, tmp_path:
     assert set(hub.repos["model", "ada/clip"].files) == {".gitattributes"}
 
 
-def test_a_name_that_is_taken(cli: Cli, hub: Hub, tmp_path: Path) -> None:  # noqa: F811
+def test_a_name_that_is_taken(cli: Cli, hub: Hub, tmp_path: Path) -> None:
     folder = an_export(tmp_path / "e")
     repo = hub.add("ada/clip", {"weights.bin": b"theirs", "config.json": b"{}"}, private=True)
     refused = cli("push", folder, "ada/clip")
@@ -154,7 +159,7 @@ def test_a_name_that_is_taken(cli: Cli, hub: Hub, tmp_path: Path) -> None:  # no
     assert cli("push", folder, "ada/open", "--public").code == 0 and hub.repos["model", "ada/open"].files
 
 
-def test_clear_errors(cli: Cli, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_clear_errors(cli: Cli, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = an_export(tmp_path / "e")
     assert "'write'" in cli("push", folder, "grace/clip").err  # not one's own namespace: 403
     monkeypatch.setenv("HF_TOKEN", "hf_wrongwrongwrong")
@@ -170,7 +175,7 @@ def test_clear_errors(cli: Cli, hub: Hub, tmp_path: Path, monkeypatch: pytest.Mo
     assert lost.code == 1 and "no connection to http://127.0.0.1:9" in lost.err
 
 
-def test_pull_brings_what_was_pushed(cli: Cli, hub: Hub, tmp_path: Path) -> None:  # noqa: F811
+def test_pull_brings_what_was_pushed(cli: Cli, hub: Hub, tmp_path: Path) -> None:
     folder = an_export(tmp_path / "e")
     cli("push", folder, "ada/clip", "--public")
     done = cli("pull", "hf:ada/clip", "--out", tmp_path / "there")
@@ -187,7 +192,7 @@ def test_pull_brings_what_was_pushed(cli: Cli, hub: Hub, tmp_path: Path) -> None
     assert "no revision 'v9'" in cli("pull", "hf:ada/clip@v9", "--out", tmp_path / "y").err
 
 
-def test_pull_of_a_curated_set_and_of_damaged_files(cli: Cli, hub: Hub, tmp_path: Path) -> None:  # noqa: F811
+def test_pull_of_a_curated_set_and_of_damaged_files(cli: Cli, hub: Hub, tmp_path: Path) -> None:
     cli("push", a_set(tmp_path / "s"), "ada/few")
     done = cli("pull", "hf:ada/few", "--out", tmp_path / "t")
     assert done.code == 0 and f"--data 'parquet:{tmp_path / 't'}/data/*.parquet'" in done.out

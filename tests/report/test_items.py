@@ -13,13 +13,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cli_fixture import Cli, cli  # noqa: F401
+import cli_fixture
+from cli_fixture import Cli
 from diptych.benchmarks.statistics import paired_test
 from diptych.core.errors import DiptychError
 from diptych.report import build_against, build_report
 from diptych.report.items.against import against
 from diptych.report.items.gather import LETTERS, Strings, encoded
 from report_fixture import Page, make_comparison, records, write
+
+cli = cli_fixture.cli
 
 MEASURE = "right"
 
@@ -65,7 +68,7 @@ def test_texts_are_stored_once_and_cannot_end_the_element() -> None:
     assert "<" not in hostile and "\u2028" not in hostile and json.loads(hostile)["a"].startswith("</script>")
 
 
-def test_two_evaluations_side_by_side(cli: Cli, tmp_path: Path) -> None:  # noqa: F811
+def test_two_evaluations_side_by_side(cli: Cli, tmp_path: Path) -> None:
     one, other, (a, b) = pair(tmp_path, 120, per_cluster=3)
     made = against(one, other)
     test = made.tests[0]
@@ -89,7 +92,7 @@ def test_a_comparison_is_no_side(tmp_path: Path) -> None:
     assert [r.label for r in against(one, other).recipes] == [str(one), str(other)]  # the same name: the paths tell them apart
 
 
-def test_a_summary_is_a_page_for_a_talk(cli: Cli, tmp_path: Path) -> None:  # noqa: F811
+def test_a_summary_is_a_page_for_a_talk(cli: Cli, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     root = make_comparison(tmp_path / "c", seeds=1)
     done = cli("report", root, "--summary")

@@ -18,6 +18,7 @@ from diptych.cli.hub import card, push
 from diptych.cli.index import index, search, serve
 from diptych.cli.models import caption, chat, compose, draw, embed, explain, export, predict
 from diptych.cli.start import doctor, greet
+from diptych.cli.start.pages import page_of
 from diptych.core.errors import DiptychError, Interrupted
 
 HELP = (
@@ -83,6 +84,8 @@ def main() -> None:
     except DiptychError as error:
         interrupted = isinstance(error, Interrupted)
         typer.echo(f"{'' if interrupted else 'error: '}{error}", err=True)
+        if not interrupted and (page := page_of(error)):
+            typer.echo(f"read: docs/{page}", err=True)
         sys.exit(130 if interrupted else 1)
     except OSError as error:
         typer.echo(f"error: {error}", err=True)  # a full disk, a directory that may not be written

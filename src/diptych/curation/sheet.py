@@ -23,8 +23,8 @@ SHEET = "README.md"
 SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M"), (1e8, "10M<n<100M"))
 FILES = 30  # of inputs and outputs that are listed; the manifest has all
 UNSEEN = (
-    "Which persons are shown, and whether they agreed; whether anything in the pictures or texts is private or harmful; whether the "
-    "terms that a row or a file states are true. No operator asks for these."
+    "Which persons are shown, and whether they agreed; whether anything in the pictures or texts is private or harmful; whether "
+    "stated terms are true. No operator asks for these."
 )
 
 

@@ -84,8 +84,8 @@ class Carbon:
         work = f"({' + '.join(terms)})" if len(terms) > 1 else terms[0]
         assumed = ", ".join([f"a busy core takes {a.watts:g} W", *used, f"cooling and supply add a factor of {a.overhead:g}"])
         return (
-            f"About **{_mass(self.emitted)} CO2e**: {work} × {a.overhead:g} / 3.6e6 = {_short(self.energy)} kWh, × {a.intensity:g} kg "
-            f"CO2e per kWh. Measured: {self.measured} Assumed: {assumed}, and electricity emits {a.intensity:g} kg per kWh; "
+            f"About **{_mass(self.emitted)} CO2e**: {work} × {a.overhead:g} / 3.6e6 = {_short(self.energy)} kWh, × {a.intensity:g} "
+            f"kg CO2e per kWh. Measured: {self.measured} Assumed: {assumed}, and electricity emits {a.intensity:g} kg per kWh; "
             "`diptych card` takes other values. Making the machine, and the training of weights that were taken over, are not "
             "counted."
         )

@@ -37,7 +37,8 @@ def _message(error: Exception, repo: str, endpoint: str) -> str:
     if status == 401:
         return f"{repo}: {endpoint} does not accept the token, or there is none; {login}"
     if status == 403:
-        return f"{repo}: the token may not write there; it needs the role 'write', and you the right to write to '{repo.partition('/')[0]}'"
+        owner = repo.partition("/")[0]
+        return f"{repo}: the token may not write there; it needs the role 'write', and you the right to write to '{owner}'"
     if status == 404:
         return f"{repo}: not at {endpoint}, or the token may not see it"
     if status == 409:

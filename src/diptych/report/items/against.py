@@ -23,8 +23,8 @@ def against(one: Path, other: Path) -> Comparison:
     notes = [*first.notes, *second.notes]
     if first.data_fingerprint != second.data_fingerprint:
         notes.append(
-            f"{a.label} was evaluated on '{first.data}', {b.label} on '{second.data}', or on another state of it: items are matched "
-            "by their names alone."
+            f"{a.label} was evaluated on '{first.data}', {b.label} on '{second.data}', or on another state of it: items are "
+            "matched by their names alone."
         )
     runs = {recipe.name: {0: _credits(recipe, notes)} for recipe in (a, b)}
     shared = {key for key in runs[a.name][0] if runs[a.name][0][key].keys() & runs[b.name][0].get(key, {}).keys()}

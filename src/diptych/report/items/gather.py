@@ -43,8 +43,9 @@ class Strings:
 def gathered_items(gathered: TaskAnswers, pictures: Pictures) -> dict[str, Any]:
     """The data of a task's items; ``{}`` if no item has a credit.
 
-    ``items`` (names), ``clusters`` (numbers), ``text``, ``wanted`` and ``answers`` (a list for each model) as numbers in ``strings``;
-    ``credits[metric][model][item]``, null where a model has none; ``slices: {field: {"values", "of"}}``; ``pictures: {item: src}``;
+    ``items`` (names), ``clusters`` (numbers), ``text``, ``wanted`` and ``answers`` (a list for each model) as places in
+    ``strings``; ``credits[metric][model][item]``, null where a model has none; ``slices: {field: {"values", "of"}}``;
+    ``pictures: {item: src}``;
     ``more``: items that were left out.
     """
     heads = [m for m in gathered.heads if any(a.credits.get(m) for a in gathered.answers)]

@@ -21,12 +21,12 @@ def item_list(gathered: TaskAnswers, pictures: Pictures) -> str:
         return ""
     name = re.sub(r"[^\w-]", "-", gathered.task)
     several = len(data["models"]) > 1
-    what = "Each item with the answers of two models: where only one of them is right, by slice" if several else "Each item"
+    what = "Each item with the answers of two models: who alone is right, by slice" if several else "Each item"
     more = f" {data['more']:,} further items are not on this page." if data["more"] else ""
     caption = (
-        f"{what}. p: two-sided sign-flip test over clusters on the items of the slice, not corrected for the slices that you try; “≈” "
-        "where signs were drawn. The number of an item is a link to it. Keys: ↓ and ↑ from item to item, Page Down and Page Up from "
-        f"page to page, / to search.{more}"
+        f"{what}. p: two-sided sign-flip test over clusters on the items of the slice, not corrected for the slices that you try; "
+        "“≈” where signs were drawn. The number of an item is a link to it. Keys: ↓ and ↑ from item to item, Page Down and Page Up "
+        f"from page to page, / to search.{more}"
     )
     controls = f'<div class="items-controls" role="group" aria-label="Which items of {escape(gathered.task)}"></div>'
     return (
