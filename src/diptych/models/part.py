@@ -76,6 +76,7 @@ class VisionTower(Part):
     tokens: int
     extra: int = 0
     hides: bool = False
+    scattered: bool = False  # whether its tokens are no square of patches, since it merges them
     projection: Literal["linear", "affine", "none"] = "linear"
 
     @provides("{image}.tokens", "{image}")
