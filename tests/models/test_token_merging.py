@@ -15,7 +15,7 @@ from diptych.models.layers.merging import Merging, match, merged, rates_of, rate
 from diptych.models.vision.towers import VISION
 from frozen_fixture import built, captioned, learned, parts_of
 from plain_fixture import f64, linear, normed
-from tower_fixture import mlp, softmax
+from tower_fixture import mlp
 
 
 def by_loops(x: np.ndarray, size: np.ndarray, metric: np.ndarray, r: int, first: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
@@ -179,4 +179,8 @@ def test_refusals() -> None:
     with pytest.raises(DiptychError, match="reads a square of patches"):
         built("llava", "adapters.vision={kind: tome, tokens: 20}", "parts.connector={kind: average}")
     with pytest.raises(DiptychError, match="kind vit, clip, class"):
-        built("llava", "adapters.vision={kind: tome, tokens: 20}", "parts.vision={kind: sparse, width: 16, depth: 2, heads: 2}")
+        built(
+            "llava",
+            "adapters.vision={kind: tome, tokens: 20}",
+            "parts.vision={kind: sparse, layers: [1], width: 16, depth: 2, heads: 2}",
+        )

@@ -21,10 +21,10 @@ class ToMe(Adapter):
     """The blocks of the tower merge similar tokens, in training as well as afterwards, so that later blocks and the parts that read
     the tower have fewer of them.
 
-    merge: how many tokens go in each block (r; the paper's 8 to 16 of 197, constant). decreasing: instead twice as many in the first
-    block, and fewer in each down to none in the last (§4.1). tokens: instead of ``merge``, how many are left at the end, without
-    class tokens, with equal shares for the blocks. proportional: a token that stands for s patches counts s times in attention (the
-    paper: for towers that were trained without merging; those trained with it need not).
+    merge: how many tokens go in each block (r; the paper's 8 to 16 of 197, constant). decreasing: instead twice as many in the
+    first block, and fewer in each down to none in the last (§4.1). tokens: instead of ``merge``, how many are left at the end,
+    without class tokens, with equal shares for the blocks. proportional: a token that stands for s patches counts s times in
+    attention (the paper: for towers that were trained without merging; those trained with it need not).
     """
 
     learns = False

@@ -19,13 +19,16 @@ class Connector(Part):
 
     ``grid`` is the side of the square of patches, ``tokens`` the number of output tokens. Class tokens are dropped, as in LLaVA.
     placed: whether the output tokens are a square, row by row, each of the patches at its place (``inference.maps``).
-    unplaced: whether it reads any number of patches, in any places.
+    unplaced: whether it reads any number of patches, in any places. token_wise: whether it gives one token for each of them;
+    at_most: or one for each, if there are fewer than its ``tokens``.
     """
 
     __call__: Callable[..., Tensor]  # what ``forward`` gives; torch says Any
     tokens: int
     placed: bool = False
     unplaced: bool = False
+    token_wise: bool = False
+    at_most: bool = False
 
     def __init__(self, build: Build):
         super().__init__()
@@ -37,8 +40,8 @@ class Connector(Part):
         if getattr(vision, "scattered", False):
             build.require(
                 self.unplaced,
-                "it reads a square of patches, and the tower merges them (adapter tome); kinds that read any number of tokens: mlp, "
-                "linear, linear_norm, merge, resampler, pooled",
+                "it reads a square of patches, and the tower merges them (adapter tome); kinds that read any number: mlp, linear, "
+                "linear_norm, merge, resampler, pooled",
             )
             self.placed = False
         else:

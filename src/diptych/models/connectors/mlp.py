@@ -21,6 +21,7 @@ class MLP(Connector):
 
     placed = True
     unplaced = True
+    token_wise = True
 
     def __init__(self, build: Build, *, depth: int = 2, width: int | None = None, norm: bool = True):
         super().__init__(build)
@@ -70,6 +71,7 @@ class LinearNorm(Connector):
     """
 
     unplaced = True
+    token_wise = True
 
     def __init__(self, build: Build, *, dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1):
         super().__init__(build)

@@ -105,6 +105,7 @@ class Merge(Connector):
     """Similar tokens are merged until ``tokens`` are left, then an MLP (token merging, as in SimVLG, Jian et al. 2023)."""
 
     unplaced = True
+    at_most = True
 
     def __init__(self, build: Build, *, tokens: int = 16, depth: int = 2):
         super().__init__(build)

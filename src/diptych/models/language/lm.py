@@ -20,7 +20,7 @@ from diptych.core.errors import DiptychError
 from diptych.core.graph import provides
 from diptych.data.conversations.template import IMAGE_ID, Chat
 from diptych.models.build import Build
-from diptych.models.language.seen import Seen
+from diptych.models.language.seen import Seen, at_end
 from diptych.models.layers.cache import KVCache, Prefix
 from diptych.models.part import Part
 
@@ -164,7 +164,7 @@ class PretrainedLM(Part):
     @cached_property
     def reads_both(self) -> bool:
         """Whether a caption and an [EOS] after one image can be read in one pass."""
-        return not self.gated and self.lm.branches()
+        return not self.gated and self.lm.pruning is None and self.lm.branches()
 
     @provides(("text.logits", "image.state"), "image.prefix", "text", together="reads_both")
     def logits_and_state(self, prefix: Tensor, text: Texts) -> tuple[Tensor, Tensor]:
@@ -204,6 +204,8 @@ class PretrainedLM(Part):
 
     def caption_logits(self, prefix: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """prefix [B, N, D], ids and mask [B, T] → [B, T − 1, V]; row t predicts text token t + 1."""
+        if self.lm.pruning is not None:  # the image alone: the words behind it cannot change which of its tokens are left
+            return self.continue_logits(self.remember(prefix), ids, mask)
         opening = self._opening(prefix)  # [B, P + N, D]
         embeds = torch.cat([opening, self.lm.embed(ids[:, 1:-1])], 1)
         seen = torch.cat([torch.ones(opening.shape[:2], dtype=torch.bool, device=mask.device), mask[:, 1:-1]], 1)
@@ -219,7 +221,7 @@ class PretrainedLM(Part):
         """[BOS] and an image, read once, so that many captions can be tried on it."""
         opening = self._opening(prefix)
         real = torch.ones(opening.shape[:2], dtype=torch.bool, device=prefix.device)
-        hidden, past = self.lm.step(opening, real, seen=self._look_at(prefix))
+        hidden, past = self.lm.step(opening, real, None, self._look_at(prefix), None if self.gated else at_end(opening, prefix))
         return Prefix(hidden[:, -1:], past)
 
     def image_hidden(self, prefix: Tensor) -> Tensor:
@@ -285,7 +287,8 @@ class PretrainedLM(Part):
 
         past: the state of earlier input, of one row or of B; these words then begin with an image.
         """
-        hidden, past = self.lm.step(self.words_and_images(ids, shown), mask, past, self._last_seen(ids, shown))
+        words, images = self.words_and_images(ids, shown), None if self.gated else ids < 0
+        hidden, past = self.lm.step(words, mask, past, self._last_seen(ids, shown), images)
         return Prefix(hidden[:, -1:], past)
 
     def start(self, prefix: Tensor) -> tuple[Tensor, KVCache]:
@@ -351,7 +354,7 @@ class RandomLM(PretrainedLM):
     def __init__(self, build: Build, *, width: int = 32, depth: int = 2, prompts: bool = False):
         from diptych.models.pretrained import CausalLM
 
-        # From fixed words, not from the corpus: a checkpoint holds no tokenizer and, while the part is frozen, no weights.
+        # fixed words: a checkpoint holds no tokenizer and, while the part is frozen, no weights
         def open() -> CausalLM:
             """The model with random weights."""
             return CausalLM.random(width=width, depth=depth, texts=[COMMON] * 2)
@@ -362,9 +365,8 @@ class RandomLM(PretrainedLM):
 class Llama(PretrainedLM):
     """A Llama (Touvron et al. 2023) with fresh weights and the run's own tokenizer, to be trained here.
 
-    By default it has the sizes of the recipe's ``size``. depth: layers; hidden: width of the MLPs.
-
-    In another recipe it takes its weights from the run that trained it (``backbones``, or ``weights: RUN?parts=lm``).
+    By default it has the sizes of the recipe's ``size``. depth: layers; hidden: width of the MLPs. In another recipe it takes its
+    weights from the run that trained it (``backbones``, or ``weights: RUN?parts=lm``).
     """
 
     packaged = ()

@@ -15,6 +15,11 @@ from torch import Tensor
 from diptych.models.layers.cache import Indexed
 
 
+def at_end(words: Tensor, image: Tensor) -> Tensor:
+    """Which positions of words [B, L, D] are those of an image [B, N, D] at their end: bool [B, L]."""
+    return (torch.arange(words.shape[1], device=words.device) >= words.shape[1] - image.shape[1]).expand(len(words), -1)
+
+
 @dataclass
 class Seen(Indexed):
     """The images of each row, and which of them each position sees."""

@@ -69,8 +69,8 @@ def merged(x: Tensor, size: Tensor, matching: Matching) -> tuple[Tensor, Tensor]
 
 
 def rates_of(patches: int, depth: int, merge: int, decreasing: bool = False) -> list[int]:
-    """How many tokens each block merges away: ``merge`` in each, or from twice as many in the first down to none in the last (§4.1),
-    and at most half of those that are left.
+    """How many tokens each block merges away: ``merge`` in each, or from twice as many in the first down to none in the last
+    (§4.1), and at most half of those that are left.
     """
     wanted = [merge] * depth
     if decreasing and depth > 1:

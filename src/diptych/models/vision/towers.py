@@ -134,8 +134,8 @@ class ViT(VisionTower):
     hides = True
 
     def forward(self, pixels: Tensor, keep: Tensor | None = None, hidden: Tensor | None = None) -> Tokens:
-        """tokens [B, extra + N or K, D], fewer where they are merged: class tokens first; of a cascade [B, queries, D]. hidden [B, N] bool: patches that the
-        mask token replaces.
+        """tokens [B, extra + N or K, D], fewer where they are merged: class tokens first; of a cascade [B, queries, D]. hidden
+        [B, N] bool: patches that the mask token replaces.
         """
         x = self.stem(pixels).flatten(2).transpose(1, 2) if keep is None else self._stem_at(pixels, keep)  # [B, N or K, D]
         if hidden is not None:
