@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from diptych.models.pretrained import CausalLM
 
 
-IMAGE_PROMPTS = ("This photo:", "This image:", "This picture:")
-TEXT_PROMPT, MEANS = "This sentence:", "means:"
+IMAGE_PROMPTS, TEXT_PROMPT, MEANS = ("This photo:", "This image:", "This picture:"), "This sentence:", "means:"
 REMEMBERED = 50_000  # texts with stored embeddings, while nothing in the model learns
 
 
@@ -204,7 +203,7 @@ class PretrainedLM(Part):
 
     def caption_logits(self, prefix: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """prefix [B, N, D], ids and mask [B, T] → [B, T − 1, V]; row t predicts text token t + 1."""
-        if self.lm.pruning is not None:  # the image alone: the words behind it cannot change which of its tokens are left
+        if self.lm.pruning is not None:  # the image alone: words behind it cannot change what is left of it
             return self.continue_logits(self.remember(prefix), ids, mask)
         opening = self._opening(prefix)  # [B, P + N, D]
         embeds = torch.cat([opening, self.lm.embed(ids[:, 1:-1])], 1)
@@ -220,7 +219,7 @@ class PretrainedLM(Part):
     def remember(self, prefix: Tensor) -> Prefix:
         """[BOS] and an image, read once, so that many captions can be tried on it."""
         opening = self._opening(prefix)
-        real = torch.ones(opening.shape[:2], dtype=torch.bool, device=prefix.device)
+        real = opening.new_ones(opening.shape[:2], dtype=torch.bool)
         hidden, past = self.lm.step(opening, real, None, self._look_at(prefix), None if self.gated else at_end(opening, prefix))
         return Prefix(hidden[:, -1:], past)
 
@@ -229,8 +228,7 @@ class PretrainedLM(Part):
         last word before them [B, 1, D].
         """
         opening = self._opening(prefix)
-        real = torch.ones(opening.shape[:2], dtype=torch.bool, device=prefix.device)
-        hidden = self.lm.hidden(opening, real, seen=self._look_at(prefix))
+        hidden = self.lm.hidden(opening, opening.new_ones(opening.shape[:2], dtype=torch.bool), seen=self._look_at(prefix))
         return hidden[:, -1:] if self.gated else hidden[:, -prefix.shape[1] :]
 
     def continue_logits(self, images: Prefix, ids: Tensor, mask: Tensor) -> Tensor:
@@ -287,8 +285,8 @@ class PretrainedLM(Part):
 
         past: the state of earlier input, of one row or of B; these words then begin with an image.
         """
-        words, images = self.words_and_images(ids, shown), None if self.gated else ids < 0
-        hidden, past = self.lm.step(words, mask, past, self._last_seen(ids, shown), images)
+        words = self.words_and_images(ids, shown)
+        hidden, past = self.lm.step(words, mask, past, self._last_seen(ids, shown), None if self.gated else ids < 0)
         return Prefix(hidden[:, -1:], past)
 
     def start(self, prefix: Tensor) -> tuple[Tensor, KVCache]:
@@ -342,9 +340,9 @@ def template_words(tokenizer: Any) -> list[str]:
 
 
 COMMON = (
-    "there is a picture of an the with and no to in on at left right top bottom above below behind front big small one two "
-    "three four five six "
-    "red orange yellow green blue purple pink brown black white man woman people sitting standing large table street sign"
+    "there is a picture of an the with and no to in on at left right top bottom above below behind front big small one two three "
+    "four five six red orange yellow green blue purple pink brown black white man woman people sitting standing large table "
+    "street sign"
 )
 
 
