@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from diptych.benchmarks.base import NotApplicable
-from diptych.benchmarks.probes.preferences import Preferences
+from diptych.benchmarks.controls import derangement
+from diptych.benchmarks.probes.preferences import Preferences, with_pairs
 from diptych.benchmarks.records import Record, Records, Result
 from diptych.benchmarks.statistics import mean_interval
 from diptych.choose.align.recipe import METHODS, aligned_recipe, method_named
+from diptych.choose.align.reward_model import RewardModel
 from diptych.config.overrides import Overrides
 from diptych.core.errors import DiptychError
 from diptych.core.files import write_json
@@ -35,6 +37,7 @@ class Aligned:
     before: list[Result] = field(default_factory=list)
     after: list[Result] = field(default_factory=list)
     changes: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    judged: dict[str, float] = field(default_factory=dict)  # of a reward model: its accuracy on test pairs
     skipped: str = ""  # why nothing was measured
 
     def plain(self) -> dict[str, Any]:
@@ -49,7 +52,7 @@ class Aligned:
             }
             for old, new in zip(self.before, self.after, strict=True)
         ]
-        return {"run": str(self.run), "method": self.method, "preferences": rows, "skipped": self.skipped}
+        return {"run": str(self.run), "method": self.method, "preferences": rows, "judged": self.judged, "skipped": self.skipped}
 
 
 def align(
@@ -91,6 +94,8 @@ def measured(run: Path, out: Path, method: str, data: str, pairs: int) -> Aligne
     result = Aligned(out, method)
     task = Preferences(n=pairs)
     try:
+        if METHODS[method].objective == "reward":
+            return _judged(result, run, out, data, pairs)
         items = task.items(open_source(data).split("test"))
         rows = [_records(task, each, items) for each in (run, out)]
     except NotApplicable as reason:
@@ -103,6 +108,30 @@ def measured(run: Path, out: Path, method: str, data: str, pairs: int) -> Aligne
             at = mean_interval(differences, list(credits), share=False)
             result.changes[metric] = at.value, at.low, at.high
     write_json(out / NOTE, {**result.plain(), "before": str(run.resolve()) if is_local(str(run)) else str(run), "data": data})
+    return result
+
+
+def _judged(result: Aligned, run: Path, out: Path, data: str, pairs: int) -> Aligned:
+    """The accuracy of a reward model on the test part: with each pair's own picture, and with another pair's."""
+    items = Preferences(n=pairs).items(with_pairs(open_source(data).split("test")))
+    judge, n = RewardModel(out), len(items)
+    order = derangement(n)
+    margins = []
+    for shown in (range(n), order if order is not None else range(n)):
+        sides = [
+            judge.rewards([items[i].image for i in shown], [x.prompt for x in items], texts, [x.pair.facts for x in items])
+            for texts in ([x.pair.chosen for x in items], [x.pair.rejected for x in items])
+        ]
+        margins.append(sides[0] - sides[1])
+    own, other = margins
+    result.judged = {
+        "accuracy": float((own > 0).mean()),
+        "accuracy_with_other_pictures": float((other > 0).mean()),
+        "margin": float(own.mean()),
+        "swap": float((own - other).mean()),
+        "n": float(n),
+    }
+    write_json(out / NOTE, {**result.plain(), "before": str(run.resolve()), "data": data})
     return result
 
 
