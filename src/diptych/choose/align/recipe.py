@@ -23,6 +23,7 @@ class Method:
     """A way of alignment: what it does, the objective that learns it, and whether trl has a trainer for it.
 
     compared: whether it needs the model as it was, as a reference. field: the field of pairs, with its options.
+    samples: what the model writes first: ``best`` of several answers, ``choices`` among its answers (``sampled``); "": nothing.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Method:
     compared: bool = False
     trl: bool = False
     field: Any = FIELD
+    samples: str = ""
 
 
 METHODS = {
@@ -65,6 +67,20 @@ METHODS = {
             "reward",
             {"centre": 0.01},
             field={"kind": FIELD, "facts": "behind"},
+        ),
+        Method(
+            "vigor",
+            "the best of several answers of its own, by the truth of each sentence, as instructions",
+            "ViGoR, Yan et al. 2024",
+            "answers",
+            samples="best",
+        ),
+        Method(
+            "dive-k",
+            "its own commonest answers as choices, of which the right one is rewarded",
+            "DiVE-k, 2025",
+            samples="choices",
+            trl=True,
         ),
         Method("grpo", "answers that the model writes, rewarded where they are exactly right", "Shao et al. 2024", trl=True),
     )

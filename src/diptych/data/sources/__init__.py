@@ -31,6 +31,7 @@
 | ``shots:classes:my/parts?shots=16&seed=0`` | a few pictures of each class, for adapting a model |
 | ``facts:scenes:small?repeat=2`` | facts and captions of scenes in words, without pictures, for language models |
 | ``preferences:scenes:small``, ``preferences:FILE.jsonl?images=DIR`` | a question with a right and a wrong answer |
+| ``twins:scenes:small`` | two pictures, and whether they show the same |
 | ``stills:scenes:small?n=4`` | clips made of stills: several pairs one after the other |
 | ``joined:scenes:clips?n=3`` | long clips made of several, one after the other |
 | ``index:my.index``, ``index:my.index?selection=NAME`` | the pictures of an index, or a selection of them (``diptych index``) |
@@ -78,6 +79,7 @@ SCHEMES = {
     "shots": "diptych.data.subsets.shots:Shots",
     "facts": "diptych.data.scenes.facts:Facts",
     "preferences": "diptych.data.preferences.source:open_preferences",
+    "twins": "diptych.data.preferences.twins:Twins",
     "stills": "diptych.data.subsets.stills:Stills",
     "joined": "diptych.data.subsets.joined:Joined",
     "index": "diptych.index.source:IndexSource",
