@@ -110,9 +110,9 @@ def best_of(samples: Sequence[Sample], answers: Sequence[Sequence[str]], judge: 
 
 
 def choices(samples: Sequence[Sample], answers: Sequence[Sequence[str]], k: int = 4, seed: int = 0) -> list[dict[str, Any]]:
-    """Multiple choice among the k commonest distinct answers of the model to each question, with the right one added in place of the
-    last if it is not among them (DiVE-k, 2025: differential visual reasoning over top-k answers). Samples with one answer alone are
-    left out. The chosen answer is the letter of the right one, the rejected one the letter of the model's commonest other.
+    """Multiple choice among the k commonest distinct answers of the model to each question, with the right one added in place of
+    the last if it is not among them (DiVE-k, 2025: differential visual reasoning over top-k answers). Samples with one answer alone
+    are left out. The chosen answer is the letter of the right one, the rejected one the letter of the model's commonest other.
     """
     rows = []
     for sample, own in zip(samples, answers, strict=True):
@@ -124,7 +124,7 @@ def choices(samples: Sequence[Sample], answers: Sequence[Sequence[str]], k: int 
         wrong = [text for text in listed if text != right]
         if not wrong:
             continue
-        offered = wrong[: k - 1] + [right]
+        offered = [*wrong[: k - 1], right]
         random.Random(f"{seed} {sample.id}").shuffle(offered)
         lines = "\n".join(f"{LETTERS[i]}. {text}" for i, text in enumerate(offered))
         asked = f"{prompt_of(sample)}\n{lines}\nAnswer with the letter of the right choice."
@@ -138,9 +138,7 @@ def written(rows: Sequence[Mapping[str, Any]], samples: Sequence[Sample], folder
     from PIL import Image
 
     if not rows:
-        raise DiptychError(
-            "all answers to each question are equally good, so there is nothing to learn; take more rollouts or data"
-        )
+        raise DiptychError("all answers to each question are equally good: nothing to learn; take more rollouts or questions")
     by_id = {sample.id: sample for sample in samples}
     (folder / "images").mkdir(parents=True, exist_ok=True)
     lines = []

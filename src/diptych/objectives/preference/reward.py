@@ -65,7 +65,8 @@ class Reward(Objective):
             margins = (chosen - rejected).detach()
             sums = (float(len(margins)), float(margins.sum()), float((margins > 0).sum()))
             self._now = [a + b for a, b in zip(self._now, sums, strict=True)]
-        return (ranking_loss(chosen, rejected, self.margin) + self.centre * (chosen + rejected) ** 2).mean()
+        losses: Tensor = ranking_loss(chosen, rejected, self.margin) + self.centre * (chosen + rejected) ** 2
+        return losses.mean()
 
     def terms(self, p: Pass) -> int:
         """How many pairs ``forward`` is the mean of."""
