@@ -66,7 +66,7 @@ def rollouts(
             part = samples[start : start + BATCH]
             images = [s.images[0] for s in part]
             prompts = [prompt_of(s) for s in part]
-            how = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed + draw}
+            how: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed + draw}
             for k, text in enumerate(model.generate(images, prompts, **how)):
                 result[start + k].append(text)
     return result
