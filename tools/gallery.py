@@ -19,8 +19,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "docs" / "images" / "gallery"
-MODELS = ("clip", "siglip", "coca@plain")
-BUDGET = "2T flops"
+MODELS, BUDGET, TASKS = ("clip", "negclip", "coca"), "1T flops", "retrieval-1000,controlled?n=100,captions?n=50,zeroshot"
 SIZE = (1180, 760)  # of a photographed page
 COLOURS, LARGEST = 256, 200_000  # of a picture; bytes of a file
 
@@ -34,7 +33,7 @@ def comparison(work: Path) -> Path:
     """A comparison of three paradigms with its report and its summary."""
     place = work / "compare"
     if not (place / "report.html").is_file():
-        diptych("compare", *MODELS, "--data", "scenes:small", "--budget", BUDGET, "--jobs", 1, "-o", place)
+        diptych("compare", *MODELS, "--data", "scenes:small", "--budget", BUDGET, "--tasks", TASKS, "--out", place)
     diptych("report", place, "--summary")
     return place
 
@@ -106,7 +105,7 @@ def pages(work: Path, wanted: set[str]) -> list[Path]:
         shots: dict[str, Callable[[], Path]] = {
             "report": lambda: photographed(page, report, "report"),
             "skills": lambda: photographed(page, f"{report}#skills", "skills", "#skills"),
-            "map": lambda: photographed(page, f"{report}#maps", "map", "#maps", "dark"),
+            "learning": lambda: photographed(page, f"{report}#loss", "learning", "#loss", "dark"),
             "task": lambda: photographed(page, f"{report}#{judged}", "task", f"#results-{name}"),
             "items": lambda: photographed(page, f"{report}#{judged}", "items", f"#items-{name}"),
             "curation": lambda: photographed(page, f"file://{(work / 'curated' / 'report.html').resolve()}", "curation"),
