@@ -69,7 +69,9 @@ def small(picture: Image.Image, name: str) -> Path:
         picture = picture.resize((round(picture.width * 0.85), round(picture.height * 0.85)), Image.Resampling.LANCZOS)
 
 
-def photographed(page: Any, address: str, name: str, at: str = "", theme: str = "light", act: Callable[[Any], None] | None = None) -> Path:
+def photographed(
+    page: Any, address: str, name: str, at: str = "", theme: str = "light", act: Callable[[Any], None] | None = None
+) -> Path:
     """A picture of what is seen of a page. at: the element at the top; act: what is done before."""
     page.emulate_media(color_scheme=theme)
     page.goto("about:blank")

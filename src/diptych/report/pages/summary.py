@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,14 @@ def write_summary(directory: Path, out: Path | None = None) -> list[Path]:
     drawn = draw(comparison)
     paths = [(out or Path(directory)) / name for name in NAMES]
     for path in paths:
-        kind = path.suffix[1:]
-        date = {"CreationDate": None} if kind == "pdf" else {}  # the same results give the same file
-        write_atomically(
-            path, lambda p, kind=kind, date=date: drawn.savefig(p, format=kind, dpi=DOTS, facecolor=PAPER, metadata=date)
-        )  # type: ignore[misc]
+        write_atomically(path, partial(_save, drawn, path.suffix[1:]))
     return paths
+
+
+def _save(drawn: Any, kind: str, path: Path) -> None:
+    """Writes the page; the same results give the same file."""
+    metadata = {"CreationDate": None} if kind == "pdf" else {}
+    drawn.savefig(path, format=kind, dpi=DOTS, facecolor=PAPER, metadata=metadata)
 
 
 def draw(comparison: Comparison) -> Any:
