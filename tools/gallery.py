@@ -24,17 +24,17 @@ SIZE = (1180, 760)  # of a photographed page
 COLOURS, LARGEST = 256, 200_000  # of a picture; bytes of a file
 
 
-def diptych(*words: object) -> None:
-    """A command of Diptych; stops at an error."""
-    subprocess.run([sys.executable, "-m", "diptych.cli", *map(str, words)], check=True)
+def diptych(*words: object, within: Path) -> None:
+    """A command of Diptych in a folder, so that no page names a place of this machine; stops at an error."""
+    subprocess.run([sys.executable, "-m", "diptych.cli", *map(str, words)], check=True, cwd=within)
 
 
 def comparison(work: Path) -> Path:
     """A comparison of three paradigms with its report and its summary."""
     place = work / "compare"
     if not (place / "report.html").is_file():
-        diptych("compare", *MODELS, "--data", "scenes:small", "--budget", BUDGET, "--tasks", TASKS, "--out", place)
-    diptych("report", place, "--summary")
+        diptych("compare", *MODELS, "--data", "scenes:small", "--budget", BUDGET, "--tasks", TASKS, "--out", "compare", within=work)
+    diptych("report", "compare", "--summary", within=work)
     return place
 
 
@@ -42,8 +42,9 @@ def curated(work: Path) -> Path:
     """A dirty pool, cleaned, with its report and its data sheet."""
     place = work / "curated"
     if not (place / "report.html").is_file():
-        diptych("curate", "pool", work / "pool", "--n", 600)
-        diptych("curate", "own-photos", "--data", f"parquet:{work}/pool/pool", "--out", place, "--runner", "inline")
+        if not (work / "pool").is_dir():
+            diptych("curate", "pool", "pool", "--n", 600, within=work)
+        diptych("curate", "own-photos", "--data", "parquet:pool/pool", "--out", "curated", "--runner", "inline", within=work)
     return place
 
 
@@ -91,6 +92,12 @@ def photographed(
     return made
 
 
+def flipped(page: Any) -> None:
+    """Chooses the two contrastive models and the skill that they have learned."""
+    for label, value in (("A", "clip"), ("B", "negclip"), ("Measure", "colour")):
+        page.locator(".items-controls:visible label").filter(has_text=label).locator("select").first.select_option(label=value)
+
+
 def pages(work: Path, wanted: set[str]) -> list[Path]:
     """Pictures of the report of the comparison and of the curated pool."""
     from playwright.sync_api import sync_playwright
@@ -109,7 +116,7 @@ def pages(work: Path, wanted: set[str]) -> list[Path]:
             "skills": lambda: photographed(page, f"{report}#skills", "skills", "#skills"),
             "learning": lambda: photographed(page, f"{report}#loss", "learning", "#loss", "dark"),
             "task": lambda: photographed(page, f"{report}#{judged}", "task", f"#results-{name}"),
-            "items": lambda: photographed(page, f"{report}#{judged}", "items", f"#items-{name}"),
+            "items": lambda: photographed(page, f"{report}#{judged}", "items", f"#items-{name}", act=flipped),
             "curation": lambda: photographed(page, f"file://{(work / 'curated' / 'report.html').resolve()}", "curation"),
         }
         for shot, make in shots.items():
@@ -125,7 +132,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "gallery")
     parser.add_argument("--only", action="append", default=[], help="a picture's name; as often as you like")
     given = parser.parse_args()
-    work, wanted = given.work, set(given.only)
+    work, wanted = given.work.resolve(), set(given.only)
     work.mkdir(parents=True, exist_ok=True)
     comparison(work)
     curated(work)

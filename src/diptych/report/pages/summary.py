@@ -95,7 +95,7 @@ def _dots(axes: Any, comparison: Comparison, shown: list[Column]) -> None:
             best = recipe.name in tied and count > 1
             axes.plot(100 * measure.value, y, SHAPES[index % len(SHAPES)], color=colour, markersize=9 if best else 6.5,
                       markeredgecolor=INK if best else colour, markeredgewidth=1.3)  # fmt: skip
-    axes.set_yticks(range(len(shown)), [_short(c.name, 34) for c in shown], fontsize=11)
+    axes.set_yticks(range(len(shown)), [_short(c.name, 42) for c in shown], fontsize=10)
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlim(0, 100)
     axes.set_xlabel(
