@@ -14,16 +14,18 @@ import torch
 from torch import Tensor
 
 from diptych.config.recipe import Recipe
-from diptych.core.batch import Batch, Images
+from diptych.core.batch import Batch
 from diptych.core.capabilities import Example, Examples, Image, Prompt, all_pairs, examples_for, one_or_many, prompts_for
 from diptych.core.encodings import IMAGE_CODES, IMAGE_EMBEDDING, TEXT, TEXT_EMBEDDING, Key, Pass
 from diptych.core.errors import DiptychError
 from diptych.core.graph import renamed
 from diptych.core.streaming import cut
 from diptych.data.clips import collated_clips
-from diptych.data.fields.base import stacked
+from diptych.data.fields import options_of
 from diptych.data.fields.text import tokenized
-from diptych.data.image import as_pixels, resize
+from diptych.data.fields.tiles import collated_pictures
+from diptych.data.image import as_pixels
+from diptych.data.ocr import open_prompt
 from diptych.inference.able import capabilities_of, missing_fields, read_from
 from diptych.inference.chat import Answering, asked_with
 from diptych.inference.clips.attended import frame_weights
@@ -66,8 +68,7 @@ class TrainedModel(Talking, Locates):
         scored = not missing_fields(model, needed, self.shows)
         self.capabilities = able | {name for name, can in can_score.items() if can and scored}
         self.capabilities |= {"locate"} if ways_of(self) else set()
-        if "prompt" in able:
-            self.answering = Answering(model, chat_of(recipe, model), self._images, self._inference)
+        self.refreshed()
         scales = [getattr(objective, "scale", None) for objective in self.objectives.values()]
         learned = [float(scale.detach()) for scale in scales if isinstance(scale, Tensor)]
         self.scale = learned[0] if learned else 100.0  # what cosines are multiplied by
@@ -83,6 +84,12 @@ class TrainedModel(Talking, Locates):
         trained = cls(run.name, found.recipe, found.model.to(where), found.objectives.to(where), where)
         trained.key, trained.place = checkpoint_key(found.checkpoint), run
         return trained
+
+    def refreshed(self) -> None:
+        """Called when the model gives its language model another number of tokens for a picture."""
+        if "prompt" in self.capabilities:
+            reader = open_prompt(options_of("turns", self.recipe.data.fields).get("reader"), self.recipe.data.train)
+            self.answering = Answering(self.model, chat_of(self.recipe, self.model), self._images, self._inference, reader)
 
     # --- capabilities ---
 
@@ -338,10 +345,9 @@ class TrainedModel(Talking, Locates):
         if self.shows == "video":
             clips = collated_clips(images, self.model.image_size, self.recipe.data.fields).to(self.device)
             return self.model.encode(Batch({"video": clips}, len(images))).renamed(self.names)
-        pixels = stacked([resize(as_pixels(image, f"image {i}"), self.model.image_size) for i, image in enumerate(images)]).to(
-            self.device
-        )
-        return self.model.encode(Batch({"image": Images(pixels)}, len(images)))
+        arrays = [as_pixels(image, f"image {i}") for i, image in enumerate(images)]
+        shown = collated_pictures(arrays, self.model.image_size, self.recipe.data.fields).to(self.device)
+        return self.model.encode(Batch({"image": shown}, len(images)))
 
     def _texts(self, texts: Sequence[str]) -> Pass:
         """The pass over texts alone."""

@@ -10,6 +10,7 @@ from diptych.core.errors import counted
 from diptych.data.provenance.carbon import Assumptions, of_training
 from diptych.inference.export.use import USE
 from diptych.inference.export.used import changes, data_lines, licence_lines, parts_table, started_lines
+from diptych.interop.families.whole import whole_model
 from diptych.training.run_files import EvaluationFiles, RunFiles
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def model_card(
     """README.md of an export. notes: how to use it. assumed: of the estimate of carbon. licence: that of the weights, as their
     owner states it; "": "other", with what is known of the terms of data and parts.
     """
-    talks = "lm" in trained.model.parts
+    tuned = whole_model(trained.model) is not None  # a model of transformers that was tuned: words and pictures are its processor's
+    talks = tuned or "lm" in trained.model.parts
     head = [
         "---",
         f"library_name: {made.format}",
@@ -44,7 +46,7 @@ def model_card(
         "tags: [diptych, vision-language]",
         "---",
     ]
-    note = [*notes, SIZES.format(size=trained.model.image_size)]
+    note = [*notes, *([] if tuned else [SIZES.format(size=trained.model.image_size)])]
     lines = [
         *opening(run, trained, f"{made.architecture}, checkpoint `{made.checkpoint}`, weights `{made.key}`"),
         "## Use",
@@ -61,7 +63,9 @@ def opening(run: Path, trained: TrainedModel, what: str) -> list[str]:
     version = (RunFiles(run).environment().get("packages") or {}).get("diptych", "")
     count = sum(p.numel() for p in model.parameters())
     averaged = ", averaged" if recipe.stages[-1].ema else ""
-    size = f"{count / 1e6:.2f} M parameters for images of {model.image_size} × {model.image_size} pixels"
+    size = f"{count / 1e6:.2f} M parameters"
+    if whole_model(model) is None:
+        size += f" for images of {model.image_size} × {model.image_size} pixels"
     changed = changes(recipe)
     return [f"# {recipe.name}", f"{what}{averaged}: {size}, trained with Diptych {version}.".replace(" .", "."), *changed]
 
@@ -74,6 +78,8 @@ def origin(run: Path, trained: TrainedModel, key: str, assumed: Assumptions | No
     carbon = of_training(spent, environment, assumed or Assumptions.stated())
     started = environment.get("weights") or {}
     texts = f"Tokenizer: {_tokenizer(trained, started)}; texts of at most {trained.model.tokenizer.max_length} tokens."
+    if whole_model(trained.model) is not None:
+        texts = "Tokenizer: that of the model."
     return [
         "## Parts",
         "What the model is made of, from the run's resolved recipe and its weights.",

@@ -85,6 +85,15 @@ written = model.generate(**inputs, max_new_tokens=30)[:, inputs["input_ids"].sha
 print(processor.batch_decode(written, skip_special_tokens=True)[0])
 ```
 """,
+    "AutoModelForImageTextToText": """\
+```python
+from transformers import pipeline
+
+talk = pipeline("image-text-to-text", model=".")
+said = [{"role": "user", "content": [{"type": "image", "path": "photo.jpg"}, {"type": "text", "text": "what is this?"}]}]
+print(talk(text=said, max_new_tokens=30, return_full_text=False)[0]["generated_text"])
+```
+""",
     "VideoLlavaForConditionalGeneration": CLIPS.replace("CLASS", "VideoLlavaForConditionalGeneration"),
     "LlavaNextVideoForConditionalGeneration": CLIPS.replace("CLASS", "LlavaNextVideoForConditionalGeneration"),
     "Blip2ForConditionalGeneration": """\

@@ -20,20 +20,21 @@ from diptych.core.errors import DiptychError
 from diptych.core.graph import provides
 from diptych.data.conversations.template import IMAGE_ID, Chat
 from diptych.models.build import Build
-from diptych.models.language.seen import Seen
+from diptych.models.language.preferred import Preferring
+from diptych.models.language.seen import Seen, at_end
 from diptych.models.layers.cache import KVCache, Prefix
+from diptych.models.layers.ragged import ImageTokens, Ragged, behind, flat, padded, real
 from diptych.models.part import Part
 
 if TYPE_CHECKING:
     from diptych.models.pretrained import CausalLM
 
 
-IMAGE_PROMPTS = ("This photo:", "This image:", "This picture:")
-TEXT_PROMPT, MEANS = "This sentence:", "means:"
+IMAGE_PROMPTS, TEXT_PROMPT, MEANS = ("This photo:", "This image:", "This picture:"), "This sentence:", "means:"
 REMEMBERED = 50_000  # texts with stored embeddings, while nothing in the model learns
 
 
-class PretrainedLM(Part):
+class PretrainedLM(Part, Preferring):
     """A causal language model of transformers.
 
     trim: keep only the vocabulary that the training captions need. prompts: images are embedded as "This photo: … means:", with
@@ -91,17 +92,16 @@ class PretrainedLM(Part):
         """The same words in every row: vectors [rows, T, D]."""
         return self.lm.embed(torch.tensor(ids, dtype=torch.long, device=device).expand(rows, -1))
 
-    def _opening(self, prefix: Tensor) -> Tensor:
+    def _opening(self, prefix: ImageTokens) -> Tensor:
         """[BOS], "This photo:" if there are prompts, and the image unless layers look at it: [B, P + N, D]."""
         B, device = len(prefix), prefix.device
-        which = torch.zeros(B, dtype=torch.long)
-        if self.draws and len(self._openings) > 1:
-            which = torch.randint(len(self._openings), (B,))
+        n = len(self._openings) if self.draws else 1
+        which = torch.randint(n, (B,)) if n > 1 else torch.zeros(B, dtype=torch.long)
         ids = torch.tensor([[self.lm.tokenizer.bos, *o] for o in self._openings], device=device)[which.to(device)]
         before = self._softened(self.lm.embed(ids), "image")
         if self.gated:
             return before
-        return torch.cat([before, (prefix * self.scale).to(before.dtype)], 1)
+        return behind(before, prefix * self.scale)
 
     def _softened(self, words: Tensor, side: str) -> Tensor:
         """Words before an image or a text [B, P, D], and behind them the learned vectors of that side, if there are any."""
@@ -164,26 +164,28 @@ class PretrainedLM(Part):
     @cached_property
     def reads_both(self) -> bool:
         """Whether a caption and an [EOS] after one image can be read in one pass."""
-        return not self.gated and self.lm.branches()
+        return not self.gated and self.lm.pruning is None and self.lm.branches()
 
     @provides(("text.logits", "image.state"), "image.prefix", "text", together="reads_both")
-    def logits_and_state(self, prefix: Tensor, text: Texts) -> tuple[Tensor, Tensor]:
+    def logits_and_state(self, prefix: ImageTokens, text: Texts) -> tuple[Tensor, Tensor]:
         """The captions' next-token logits and the images' states, in one pass."""
         return self.caption_and_state(prefix, text.ids, text.mask)
 
-    def caption_and_state(self, prefix: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def caption_and_state(self, prefix: ImageTokens, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """``caption_logits`` and ``image_state`` of the same images: one sequence, in which the words of one do not see those of
         the other.
         """
+        if isinstance(prefix, Ragged):
+            return self.caption_logits(prefix, ids, mask), self.image_state(self.remember(prefix))
         opening = self._opening(prefix)
         embeds = torch.cat([opening, self.lm.embed(ids[:, 1:-1])], 1)
-        seen = torch.cat([torch.ones(opening.shape[:2], dtype=torch.bool, device=mask.device), mask[:, 1:-1]], 1)
+        seen = torch.cat([real(opening, prefix), mask[:, 1:-1]], 1)
         words = self._words([*self._after, self.lm.tokenizer.eos], len(ids), ids.device)
         hidden = self.lm.hidden_of_branch(embeds, seen, words, after=opening.shape[1])
         return self.lm.head(hidden[:, opening.shape[1] - 1 : seen.shape[1]]), hidden[:, -1]
 
     @provides("text.logits", "image.prefix", "text")
-    def logits(self, prefix: Tensor, text: Texts) -> Tensor:
+    def logits(self, prefix: ImageTokens, text: Texts) -> Tensor:
         """[B, T − 1, V]: row t predicts token t + 1, given the image and the tokens up to t."""
         return self.caption_logits(prefix, text.ids, text.mask)
 
@@ -198,37 +200,36 @@ class PretrainedLM(Part):
         return self.text_logits(text.ids, text.mask)
 
     @provides("turns.logits", "turns", "turns.images.prefix?")
-    def logits_of_turns(self, turns: Turns, shown: Tensor | None) -> Tensor:
+    def logits_of_turns(self, turns: Turns, shown: ImageTokens | None) -> Tensor:
         """[n, V] over the n learned tokens of conversations, row by row."""
         return self.answer_logits(turns.ids, shown, turns.positions, turns.learned)
 
-    def caption_logits(self, prefix: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    def caption_logits(self, prefix: ImageTokens, ids: Tensor, mask: Tensor) -> Tensor:
         """prefix [B, N, D], ids and mask [B, T] → [B, T − 1, V]; row t predicts text token t + 1."""
+        if self.lm.pruning is not None:  # the image alone: words behind it cannot change what is left of it
+            return self.continue_logits(self.remember(prefix), ids, mask)
         opening = self._opening(prefix)  # [B, P + N, D]
         embeds = torch.cat([opening, self.lm.embed(ids[:, 1:-1])], 1)
-        seen = torch.cat([torch.ones(opening.shape[:2], dtype=torch.bool, device=mask.device), mask[:, 1:-1]], 1)
+        seen = torch.cat([real(opening, prefix), mask[:, 1:-1]], 1)
         hidden = self.lm.hidden(embeds, seen, seen=self._look_at(prefix))
         return self.lm.head(hidden[:, opening.shape[1] - 1 :])
 
-    def _look_at(self, prefix: Tensor) -> Seen | None:
-        return Seen.one(prefix) if self.gated else None
+    def _look_at(self, prefix: ImageTokens) -> Seen | None:
+        return Seen.one(padded(prefix)) if self.gated else None
 
     @provides("{image}.kv_cache", "{image}.prefix")
     @provides("{video}.kv_cache", "{video}.prefix")
-    def remember(self, prefix: Tensor) -> Prefix:
+    def remember(self, prefix: ImageTokens) -> Prefix:
         """[BOS] and an image, read once, so that many captions can be tried on it."""
         opening = self._opening(prefix)
-        real = torch.ones(opening.shape[:2], dtype=torch.bool, device=prefix.device)
-        hidden, past = self.lm.step(opening, real, seen=self._look_at(prefix))
+        seen = real(opening, prefix)
+        hidden, past = self.lm.step(opening, seen, None, self._look_at(prefix), None if self.gated else at_end(opening, prefix))
         return Prefix(hidden[:, -1:], past)
 
-    def image_hidden(self, prefix: Tensor) -> Tensor:
-        """The states of the last layer, after its norm, at an image's tokens [B, N, D]; where these are not among the words, at the
-        last word before them [B, 1, D].
-        """
+    def image_hidden(self, prefix: ImageTokens) -> Tensor:
+        """The last layer's normalised states at an image's tokens [B, N, D]; if gated, at the last word before them [B, 1, D]."""
         opening = self._opening(prefix)
-        real = torch.ones(opening.shape[:2], dtype=torch.bool, device=prefix.device)
-        hidden = self.lm.hidden(opening, real, seen=self._look_at(prefix))
+        hidden = self.lm.hidden(opening, real(opening, prefix), seen=self._look_at(prefix))
         return hidden[:, -1:] if self.gated else hidden[:, -prefix.shape[1] :]
 
     def continue_logits(self, images: Prefix, ids: Tensor, mask: Tensor) -> Tensor:
@@ -243,7 +244,7 @@ class PretrainedLM(Part):
         """Without any image: ids and mask [B, T] → [B, T − 1, V]; row t predicts token t + 1."""
         return self.lm.head(self.lm.hidden(self.lm.embed(ids[:, :-1]), mask[:, :-1]))
 
-    def words_and_images(self, ids: Tensor, shown: Tensor | None) -> Tensor:
+    def words_and_images(self, ids: Tensor, shown: ImageTokens | None) -> Tensor:
         """Vectors [R, T, D] of ``ids`` [R, T], in which ids below 0 are replaced by the images ``shown`` [I, N, D], row by row.
 
         Among words an image takes N positions. In a gated model it takes one, with [BOS] in it, as before a single caption: this
@@ -252,17 +253,17 @@ class PretrainedLM(Part):
         words = self.lm.embed(ids.masked_fill(ids < 0, self.lm.tokenizer.bos))
         if shown is None or self.gated:
             return words
-        return words.masked_scatter((ids < 0)[..., None], (shown * self.scale).to(words.dtype))
+        return words.masked_scatter((ids < 0)[..., None], (flat(shown) * self.scale).to(words.dtype))
 
-    def _last_seen(self, ids: Tensor, shown: Tensor | None, positions: Tensor | None = None) -> Seen | None:
+    def _last_seen(self, ids: Tensor, shown: ImageTokens | None, positions: Tensor | None = None) -> Seen | None:
         """What each of ``ids`` looks at in a gated model; ids below 0 are the positions of images."""
-        return Seen.latest(ids < 0, shown, self.width, positions) if self.gated else None
+        return Seen.latest(ids < 0, None if shown is None else padded(shown), self.width, positions) if self.gated else None
 
     def place(self, tokens: int) -> list[int]:
         """Ids of an image of ``tokens`` tokens among words, with the ids that always precede it."""
         return [IMAGE_ID, *self._openings[0]] if self.gated else [*self._openings[0], *[IMAGE_ID] * tokens]
 
-    def answer_logits(self, ids: Tensor, shown: Tensor | None, positions: Tensor, learned: Tensor) -> Tensor:
+    def answer_logits(self, ids: Tensor, shown: ImageTokens | None, positions: Tensor, learned: Tensor) -> Tensor:
         """[n, V] over the n tokens of conversations that are ``learned`` [R, T]; computed for these alone."""
         hidden = self.lm.documents(self.words_and_images(ids, shown), positions, self._last_seen(ids, shown, positions))
         return self.lm.head(hidden[:, :-1][learned[:, 1:]])
@@ -280,15 +281,16 @@ class PretrainedLM(Part):
         self.train(training)
         return bool((a - b).norm() <= 1e-3 * b.norm())
 
-    def read(self, ids: Tensor, mask: Tensor, shown: Tensor | None, past: KVCache | None = None) -> Prefix:
+    def read(self, ids: Tensor, mask: Tensor, shown: ImageTokens | None, past: KVCache | None = None) -> Prefix:
         """Words and images [B, T], padded on the left: the state from which ``continue_logits`` and ``step`` continue.
 
         past: the state of earlier input, of one row or of B; these words then begin with an image.
         """
-        hidden, past = self.lm.step(self.words_and_images(ids, shown), mask, past, self._last_seen(ids, shown))
+        words = self.words_and_images(ids, shown)
+        hidden, past = self.lm.step(words, mask, past, self._last_seen(ids, shown), None if self.gated else ids < 0)
         return Prefix(hidden[:, -1:], past)
 
-    def start(self, prefix: Tensor) -> tuple[Tensor, KVCache]:
+    def start(self, prefix: ImageTokens) -> tuple[Tensor, KVCache]:
         """Logits [B, V] over a caption's first token, and the state, as ``inference/generate.py`` expects it."""
         images = self.remember(prefix)
         return self.lm.head(images.last[:, -1]), images.cache
@@ -314,9 +316,7 @@ class Gemma(PretrainedLM):
 
 
 class HubLM(PretrainedLM):
-    """A causal language model of transformers: ``from: hf:NAME_OR_PATH`` or a GGUF file, such as Llama, Qwen, Gemma, SmolLM,
-    GPT-2.
-    """
+    """A causal language model of transformers (Llama, Qwen, Gemma, SmolLM, GPT-2 …): ``from: hf:NAME_OR_PATH`` or a GGUF file."""
 
     def __init__(self, build: Build, *, from_: str, trim: bool = True, prompts: bool = False):
         from diptych.models.pretrained import load_causal_lm
@@ -339,9 +339,9 @@ def template_words(tokenizer: Any) -> list[str]:
 
 
 COMMON = (
-    "there is a picture of an the with and no to in on at left right top bottom above below behind front big small one two "
-    "three four five six "
-    "red orange yellow green blue purple pink brown black white man woman people sitting standing large table street sign"
+    "there is a picture of an the with and no to in on at left right top bottom above below behind front big small one two three "
+    "four five six red orange yellow green blue purple pink brown black white man woman people sitting standing large table "
+    "street sign"
 )
 
 
@@ -351,7 +351,7 @@ class RandomLM(PretrainedLM):
     def __init__(self, build: Build, *, width: int = 32, depth: int = 2, prompts: bool = False):
         from diptych.models.pretrained import CausalLM
 
-        # From fixed words, not from the corpus: a checkpoint holds no tokenizer and, while the part is frozen, no weights.
+        # fixed words: a checkpoint holds no tokenizer and, while the part is frozen, no weights
         def open() -> CausalLM:
             """The model with random weights."""
             return CausalLM.random(width=width, depth=depth, texts=[COMMON] * 2)
@@ -362,9 +362,8 @@ class RandomLM(PretrainedLM):
 class Llama(PretrainedLM):
     """A Llama (Touvron et al. 2023) with fresh weights and the run's own tokenizer, to be trained here.
 
-    By default it has the sizes of the recipe's ``size``. depth: layers; hidden: width of the MLPs.
-
-    In another recipe it takes its weights from the run that trained it (``backbones``, or ``weights: RUN?parts=lm``).
+    By default it has the sizes of the recipe's ``size``. depth: layers; hidden: width of the MLPs. In another recipe it takes its
+    weights from the run that trained it (``backbones``, or ``weights: RUN?parts=lm``).
     """
 
     packaged = ()
