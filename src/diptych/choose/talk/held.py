@@ -81,9 +81,7 @@ def conversations(source: Source, most: int = ASKED) -> list[Conversation]:
     return [one for one in found if any(turn.role == "assistant" for turn in one[1])]
 
 
-def compared(
-    model: Tuned, asked: Sequence[Conversation], data: str, role: str, progress: Progress | None = None
-) -> Compared:
+def compared(model: Tuned, asked: Sequence[Conversation], data: str, role: str, progress: Progress | None = None) -> Compared:
     """A tuned model against itself before, on the same conversations. Every answer is written after the true words before it."""
     measured: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     state: AbstractContextManager[Any]

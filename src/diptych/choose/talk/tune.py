@@ -136,4 +136,3 @@ def next_commands(out: Path, data: str) -> list[str]:
         f"diptych serve --model {out}",
         f"diptych export {out}",
     ]
-

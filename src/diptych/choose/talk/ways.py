@@ -120,8 +120,8 @@ class ChatWay(TowerWay):
 
 @dataclass(frozen=True, kw_only=True)
 class ChatLora(ChatWay):
-    """Low-rank matrices in the linear layers of the language model (Hu et al. 2022; twice the rank as alpha, and dropout .05 and the
-    rate of LLaVA's authors).
+    """Low-rank matrices in the linear layers of the language model (Hu et al. 2022); alpha twice the rank, dropout .05 and the rate as
+    LLaVA's authors have them.
 
     targets: endings of the names of the layers, such as q_proj; empty: all.
     """
@@ -176,4 +176,3 @@ def settings_of(way: type[ChatWay], given: Mapping[str, Any]) -> ChatWay:
     """A way with these settings; a single word for a list is a list of it. DiptychError for a setting that it does not have."""
     lists = {name: [value] for name, value in given.items() if name in ("on", "targets") and isinstance(value, str)}
     return way(**check_options(way, {**given, **lists}, f"--way {way.name}"))
-

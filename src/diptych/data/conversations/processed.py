@@ -173,7 +173,9 @@ class ChatProcessor:
         try:
             made = dict(self._call(texts, pictures, options))
         except Exception as error:  # processors raise any error
-            raise DiptychError(f"{self.name}: its processor cannot take a conversation: {' '.join(str(error).split())[:300]}") from error
+            raise DiptychError(
+                f"{self.name}: its processor cannot take a conversation: {' '.join(str(error).split())[:300]}"
+            ) from error
         offsets, replaced = made.pop("offset_mapping"), made.pop(PLACES, None)
         if replaced is None and any(pictures):
             raise DiptychError(
@@ -196,9 +198,7 @@ class ChatProcessor:
         shown = self.processor(text=texts, images=pictures, **{**options, "return_tensors": None})
         return {**made, PLACES: shown[PLACES]}
 
-    def _found(
-        self, inputs: dict[str, Any], spans: Sequence[Spans], offsets: Sequence[Any], replaced: Sequence[Any]
-    ) -> Processed:
+    def _found(self, inputs: dict[str, Any], spans: Sequence[Spans], offsets: Sequence[Any], replaced: Sequence[Any]) -> Processed:
         """Answers and images as places among the tokens. offsets [B, T, 2]: the characters of each token in the text after images
         were written out; replaced: what was written for them.
         """

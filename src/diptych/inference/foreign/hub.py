@@ -87,7 +87,9 @@ def generative(opened: Opened, batch: int, score: str, prompt: str) -> Model:
 
     processor = opened.processor()
     words = getattr(processor, "tokenizer", None)
-    talks = getattr(words, "is_fast", False) and (getattr(processor, "chat_template", None) or getattr(words, "chat_template", None))
+    talks = getattr(words, "is_fast", False) and (
+        getattr(processor, "chat_template", None) or getattr(words, "chat_template", None)
+    )
     return (Talker if talks else Generative)(opened, batch, score, prompt)
 
 
