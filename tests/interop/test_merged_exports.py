@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import talk_fixture
 from diptych.api import load
@@ -25,11 +24,7 @@ TEXTS = ["a red fox", "two green keys to the left of a big yellow house"]
 SIZES = [f"parts.{p}.{k}" for p in ("vision", "text") for k in ("depth=1", "width=32", "heads=2", "hidden=48")]
 SHORT = ["budget=32 samples", "stages.*.batch_size=16", "stages.*.lr=0.02", "stages.*.ema=0", "precision=fp32", "trackers=[]",
          "data.tokenizer.vocab_size=320", "parts.vision.patch=16"]  # fmt: skip
-KINDS = {
-    "clip": ("clip", "clip"),
-    "siglip": ("siglip", "siglip"),
-    "flava": ("class, bare: true", "bert, post_norm: false, bare: true"),
-}
+KINDS = ("clip", "siglip")
 
 
 def pictures(size: int, n: int = 3) -> list[np.ndarray]:
@@ -37,9 +32,9 @@ def pictures(size: int, n: int = 3) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("way", ["lora", "dora"])
-@pytest.mark.parametrize("kind", ["clip", "siglip"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_merged_towers_are_the_run(kind: str, way: str, tmp_path: Path) -> None:
-    parts = [f"parts.{part}.kind={name}" for part, name in zip(("vision", "text"), KINDS[kind], strict=True)]
+    parts = [f"parts.{part}.kind={kind}" for part in ("vision", "text")]
     adapters = f"adapters={{vision: {{kind: {way}, rank: 2}}, text: {{kind: {way}, rank: 3}}}}"
     frozen = ["parts.vision.frozen=true", "parts.text.frozen=true", "stages.0.train=[adapters.vision, adapters.text]"]
     recipe = load_recipe(kind, [*parts, *SIZES, *SHORT, "embed_dim=32", adapters, *frozen])
@@ -83,10 +78,6 @@ def test_the_pipeline_of_transformers_writes_what_a_llava_run_writes(tmp_path: P
     asked = [{"role": "user", "content": [{"type": "image", "image": Image.fromarray(picture)}]}]
     written: Any = talk(text=asked, max_new_tokens=8, return_full_text=False, generate_kwargs={"do_sample": False})
     assert written[0]["generated_text"].strip() == answer and answer
-    texts = ["a big red fox", "two small blue keys"]
-    again: Any = load(f"hf:{place}", "cpu")
-    gap = np.diff(ours.loglikelihood([picture] * 2, texts)) - np.diff(again.loglikelihood([picture] * 2, texts))
-    assert torch.isfinite(torch.tensor(gap)).all()
 
 
 def test_the_docs_say_of_every_class_whether_vllm_lists_it(tmp_path: Path) -> None:
