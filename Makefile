@@ -18,7 +18,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Diptych needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[scenes,weights,report,trackers,curate,ocr,adapt,video,serve,index,lancedb,milvus,onnx,openvino,browser,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[scenes,weights,report,trackers,curate,ocr,adapt,align,video,serve,index,lancedb,milvus,onnx,openvino,browser,dev]'
 	@touch $@
 
 setup: $(VENV)/.ready ## set up .venv with everything

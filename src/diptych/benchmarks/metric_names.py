@@ -17,6 +17,7 @@ from diptych.benchmarks.drawings.drawing import METRICS as DRAWING
 from diptych.benchmarks.drawings.drawing import VERSIONS
 from diptych.benchmarks.matching.classification import METRICS as CLASSIFICATION
 from diptych.benchmarks.matching.controlled import Controlled
+from diptych.benchmarks.probes.preferences import METRICS as PREFERENCES
 from diptych.benchmarks.tasks import TASKS
 from diptych.benchmarks.texts.captions import METRICS as CAPTIONS
 from diptych.benchmarks.texts.chair import METRICS as CHAIR
@@ -76,6 +77,7 @@ NAMES: dict[str, tuple[str, ...] | Callable[[Any], Iterable[str]]] = {
     "choices": (*QUESTIONS, "circular"),
     "mme": (*QUESTIONS, "circular", "* (of 200)"),
     "pope": (*QUESTIONS, *POPE[1:], "auc"),
+    "preferences": PREFERENCES,
     "priors": ("accuracy", "corrected"),
     "bias": ("naming", "group_difference", "consistency", "preference/*", "max_skew"),
     "bias-table": ("max_skew@*", "association/*"),

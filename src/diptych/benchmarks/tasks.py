@@ -14,6 +14,7 @@ from diptych.benchmarks.answers.vqa import Vqa
 from diptych.benchmarks.answers.vqascore import VqaScore
 from diptych.benchmarks.base import Task
 from diptych.benchmarks.drawings.drawing import Drawing
+from diptych.benchmarks.instructions.task import INSTRUCTIONS
 from diptych.benchmarks.matching.classification import Classification
 from diptych.benchmarks.matching.controlled import Controlled
 from diptych.benchmarks.matching.pairs import Pairs
@@ -26,6 +27,7 @@ from diptych.benchmarks.probes.bias_table import BiasTable
 from diptych.benchmarks.probes.embedding import Embedding
 from diptych.benchmarks.probes.frequency import Frequency
 from diptych.benchmarks.probes.memorization import Memorization
+from diptych.benchmarks.probes.preferences import Preferences
 from diptych.benchmarks.probes.priors import Priors
 from diptych.benchmarks.reading.published import PUBLISHED as READING
 from diptych.benchmarks.reading.read import Read
@@ -64,6 +66,7 @@ TASKS: dict[str, type] = {
     "choices": Choices,
     "mme": Mme,
     "pope": Pope,
+    "preferences": Preferences,
     "priors": Priors,
     "bias": Bias,
     "bias-table": BiasTable,
@@ -93,6 +96,7 @@ TASKS: dict[str, type] = {
     "mmhal": Mmhal,
     "video-questions": ClipQuestions,
     **PUBLISHED,
+    **INSTRUCTIONS,
     "read": Read,
     **READING,
 }

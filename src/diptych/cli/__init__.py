@@ -11,7 +11,7 @@ import sys
 import typer
 
 from diptych.cli import advise, compare, demo, evaluate, metrics, plan, report, study, train
-from diptych.cli.choose import adapt, choose, soup
+from diptych.cli.choose import adapt, align, choose, sets, soup
 from diptych.cli.data import curate, data
 from diptych.cli.failures import probe, readout, slices
 from diptych.cli.index import index, search, serve
@@ -48,7 +48,9 @@ app.command()(plan.plan)
 app.command()(advise.advise)
 app.command()(choose.choose)
 app.command()(soup.soup)
+app.command()(sets.sets)
 app.command()(adapt.adapt)
+app.command()(align.align)
 app.command()(study.study)
 app.command(cls=caption.WithExamples)(caption.caption)
 app.command()(chat.chat)

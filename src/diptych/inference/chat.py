@@ -19,12 +19,13 @@ from diptych.core.encodings import Pass
 from diptych.core.errors import DiptychError
 from diptych.core.sample import IMAGE, Turn
 from diptych.core.streaming import Writing, cut
-from diptych.data.conversations.template import Chat
+from diptych.data.conversations.template import Chat, Document, expanded
 from diptych.data.conversations.turns import DESCRIBE, Mistake, check_images, question
 from diptych.data.image import as_pixels
 from diptych.data.ocr import OcrPrompt, told
 from diptych.inference.generate import Begun, Decoding, write, written
 from diptych.models.layers.cache import Prefix
+from diptych.models.layers.ragged import Ragged
 from diptych.models.vlm import VLM
 from diptych.objectives.generative import token_log_probabilities
 
@@ -188,9 +189,20 @@ class Answering:
             order = torch.tensor([number[id(image)] for images in shown for image in images], device=device)
             seen = self.side(list(distinct.values()))
             prefix = self._by_words(seen, order, prompts) if self._words_count else seen["image.prefix"][order]
+        prompts = self._with_places(prompts, prefix)
         ids, mask = padded(prompts, self.chat.tokenizer.pad, left=True)
         read: Prefix = self.model.part("lm").read(ids.to(device), mask.to(device), prefix)
         return read
+
+    def _with_places(self, prompts: Sequence[Prompt], prefix: Any) -> list[Prompt]:
+        """Prompts with as many places for each image as it has tokens, where that depends on the image."""
+        if self.chat.count is None or prefix is None:
+            return list(prompts)
+        counts = iter(prefix.counts.tolist() if isinstance(prefix, Ragged) else [prefix.shape[1]] * len(prefix))
+        made = [expanded(Document(p, p.said, 0), counts) for p in prompts]
+        if (longest := max(map(len, made))) >= self.chat.room:
+            raise DiptychError(f"a conversation has {longest} tokens; the model was trained on at most {self.chat.room}")
+        return [Prompt(m.ids, m.learned) for m in made]
 
     @cached_property
     def _words_count(self) -> bool:

@@ -18,6 +18,7 @@ from diptych.core.encodings import Pass
 from diptych.core.errors import DiptychError
 from diptych.inference.chat import ANSWERS, READ, padded, tried
 from diptych.models.layers.cache import Prefix
+from diptych.models.layers.ragged import Ragged
 from diptych.models.vlm import VLM
 
 
@@ -53,6 +54,8 @@ class FewShot:
         distinct = {id(image): image for image in [*(e.image for row in heads for e in row), *images]}
         place = {key: i for i, key in enumerate(distinct)}
         shown = self.side(list(distinct.values()))["image.prefix"]
+        if isinstance(shown, Ragged):
+            raise DiptychError("examples: these pictures have different numbers of tokens; show pictures of one shape")
 
         def of(pictures: Sequence[Image]) -> torch.Tensor | None:
             """The tokens of these pictures, [n, K, D]; None if there are none."""

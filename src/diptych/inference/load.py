@@ -10,6 +10,7 @@ from diptych.core.errors import DiptychError, nearest
 from diptych.core.registry import resolve
 from diptych.inference import adapted, mapped
 from diptych.inference.foreign import frames, is_foreign, open_model, opened, pooled
+from diptych.inference.foreign.tuned import Tuned, tuned_part
 from diptych.inference.onnx.open import is_onnx_address, open_onnx
 from diptych.inference.run import TrainedModel
 from diptych.inference.scored import opened_hidden
@@ -40,7 +41,7 @@ def load(address: str | Path, device: str = "auto") -> Model:
     if str(address).startswith(HIDDEN):
         return opened_hidden(str(address), load(str(address).removeprefix(HIDDEN).partition("?")[0], device))
     if path.parent.name == "checkpoints" and RunFiles(path.parent.parent).exists():
-        return TrainedModel.load(path.parent.parent, device, checkpoint=path.name)
+        return _run(path.parent.parent, device, path.name)
     if not path.is_dir() and is_foreign(str(address)):
         return open_model(str(address), device)
     name, _, query = str(address).partition("?")
@@ -59,4 +60,11 @@ def load(address: str | Path, device: str = "auto") -> Model:
         return mapped.MappedModel.load(path, load, device)
     if not RunFiles(path).exists() and (path / "config.json").is_file():
         raise DiptychError(f"{address} is not a run; a model of transformers is hf:{address}")
-    return TrainedModel.load(path, device)
+    return _run(path, device)
+
+
+def _run(path: Path, device: str, checkpoint: str = "last") -> Model:
+    """A run: a model of ours, or one of transformers that was tuned."""
+    if RunFiles(path).exists() and tuned_part(RunFiles(path).recipe()):
+        return Tuned.load(path, device, checkpoint)
+    return TrainedModel.load(path, device, checkpoint=checkpoint)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diptych.config.recipe import Recipe
-from diptych.core.batch import Batch, Images
+from diptych.core.batch import Batch
 from diptych.core.capabilities import Example, Examples, Image, Prompt, all_pairs, examples_for, one_or_many, prompts_for
 from diptych.core.encodings import IMAGE_CODES, IMAGE_EMBEDDING, TEXT, TEXT_EMBEDDING, Key, Pass
 from diptych.core.errors import DiptychError
@@ -22,9 +22,9 @@ from diptych.core.graph import renamed
 from diptych.core.streaming import cut
 from diptych.data.clips import collated_clips
 from diptych.data.fields import options_of
-from diptych.data.fields.base import stacked
 from diptych.data.fields.text import tokenized
-from diptych.data.image import as_pixels, resize
+from diptych.data.fields.tiles import collated_pictures
+from diptych.data.image import as_pixels
 from diptych.data.ocr import open_prompt
 from diptych.inference.able import capabilities_of, missing_fields, read_from
 from diptych.inference.chat import Answering, asked_with
@@ -341,10 +341,9 @@ class TrainedModel(Talking, Locates):
         if self.shows == "video":
             clips = collated_clips(images, self.model.image_size, self.recipe.data.fields).to(self.device)
             return self.model.encode(Batch({"video": clips}, len(images))).renamed(self.names)
-        pixels = stacked([resize(as_pixels(image, f"image {i}"), self.model.image_size) for i, image in enumerate(images)]).to(
-            self.device
-        )
-        return self.model.encode(Batch({"image": Images(pixels)}, len(images)))
+        arrays = [as_pixels(image, f"image {i}") for i, image in enumerate(images)]
+        shown = collated_pictures(arrays, self.model.image_size, self.recipe.data.fields).to(self.device)
+        return self.model.encode(Batch({"image": shown}, len(images)))
 
     def _texts(self, texts: Sequence[str]) -> Pass:
         """The pass over texts alone."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 TOWERS = {f"parts.{part}.kind={kind}" for part in ("vision", "text") for kind in ("clip", "siglip", "class", "bert", "coca")}
 FAMILIES = {
-    "transformers": ("clip", "siglip", "blip", "flava", "llava", "video_llava", "blip2", "chameleon", "videomae"),
+    "transformers": ("clip", "siglip", "blip", "flava", "llava", "llava_next", "video_llava", "blip2", "chameleon", "videomae"),
     "open_clip": ("open_clip", "coca"),
 }
 

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from diptych.core.batch import Images, Texts, Tokens
+from diptych.core.errors import DiptychError
 from diptych.core.graph import provides
+from diptych.data.tiles.batch import Tiles
+from diptych.data.tiles.native import Native
 
 if TYPE_CHECKING:
     from diptych.models.build import Build
@@ -41,6 +44,15 @@ class Part(nn.Module):
     def adapted_root(self) -> nn.Module:
         """The module with the linear layers that adapters extend."""
         return self
+
+    def adaptable(self, targets: Sequence[str] | None) -> list[str]:
+        """The names within ``adapted_root`` of the layers to adapt, if the part chooses them; targets: endings of names, as the
+        recipe gives them. Empty: the adapter chooses.
+        """
+        return []
+
+    def set_checkpointing(self, on: bool) -> None:
+        """Whether layers of a model of another library are computed again in the backward pass."""
 
     @property
     def places_taken(self) -> int:
@@ -77,13 +89,31 @@ class VisionTower(Part):
     extra: int = 0
     hides: bool = False
     projection: Literal["linear", "affine", "none"] = "linear"
+    windows: int = 0  # tiles of a picture that have adapters of their own (``adapters.windows``); 0: no adapter asks for them
+    window: Any = None  # [n] int64, which tile of its picture each is, while the tower reads tiles; 0: the whole picture
 
     @provides("{image}.tokens", "{image}")
     def encode(self, image: Images) -> Tokens:
-        """tokens [B, extra + N, D], pooled [B, D]"""
+        """tokens [B, extra + N, D], pooled [B, D]; of pictures in tiles as ``Tiles.encoded`` says."""
+        if isinstance(image, Tiles):
+            return image.encoded(self.encode_tiles)
+        if isinstance(image, Native):
+            raise DiptychError("pictures of sizes of their own (data.fields.image.kind: native) need parts.vision.kind: native")
         if image.hidden is not None:
             return self(image.floats, image.keep, image.hidden)
         return self(image.floats, image.keep)
+
+    def encode_tiles(self, tiles: Images, window: Any) -> Tokens:
+        """tokens [n, extra + N, D], pooled [n, D]. window [n] int64: which tile of its picture each is, 0 the whole."""
+        if not self.windows:
+            return self.encode(tiles)
+        if int(window.max()) > self.windows:
+            raise DiptychError(f"a picture has {int(window.max())} tiles, and adapters are for {self.windows} windows")
+        self.window = window
+        try:
+            return self.encode(tiles)
+        finally:
+            self.window = None
 
     @provides("{image}.class_tokens", "{image}.tokens")
     def class_tokens(self, tokens: Tokens) -> Any:

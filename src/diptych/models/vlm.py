@@ -59,7 +59,7 @@ class VLM(nn.Module):
         self.patch_dropout = 0.0  # share of the image tokens left out of every training pass (FLIP); set by the stage
         self.features: Features | None = None  # of a tower that never changes, cached by image
         self.frozen: frozenset[str] = frozenset()
-        self.image_size = build.image_size
+        self.image_size, self.own_fields = build.image_size, dict(recipe.data.fields)
         specs = {name: recipe.parts[name] for name in build_order(recipe.parts)}
         self.adapters = nn.ModuleDict()
         self.teachers = nn.ModuleDict()
@@ -177,7 +177,7 @@ class VLM(nn.Module):
             if (
                 name == "vision"
                 and self.features is not None
-                and isinstance(first, Images)
+                and type(first) is Images  # not in tiles
                 and first.keep is None
                 and first.hidden is None
             ):
@@ -206,6 +206,8 @@ class VLM(nn.Module):
         for module in self.modules():
             if isinstance(module, Transformer | RotaryTransformer):
                 module.checkpointing = gradient_checkpointing
+            elif isinstance(module, Part):
+                module.set_checkpointing(gradient_checkpointing)
 
     def compile_parts(self, backend: str = "inductor") -> None:
         """``torch.compile`` on what every part computes in ``forward``, and on the transformers within parts that compute in other

@@ -7,7 +7,7 @@ when the model is asked as in training.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
@@ -43,8 +43,9 @@ class Chat:
 
     tokenizer: an ``LMTokenizer``; tokens: the number of tokens of an image; room: the most tokens of a conversation; too_long:
     ``cut`` (never within an image) or ``refuse``; identifiers: words that say the task, before a user's words, by these words; ""
-    for all others (MiniGPT-v2). Raises DiptychError for a template that cannot be used at all, ``Mistake`` for a
-    conversation that cannot.
+    for all others (MiniGPT-v2); count: how many tokens a picture has, if that depends on the picture: ``tokens`` is then 1, and
+    conversations are ``expanded``. Raises DiptychError for a template that cannot be used at all, ``Mistake`` for a conversation
+    that cannot.
     """
 
     def __init__(
@@ -54,7 +55,9 @@ class Chat:
         room: int = 512,
         too_long: str = "cut",
         identifiers: Mapping[str, str] = MappingProxyType({}),
+        count: Callable[[Any], int] | None = None,
     ):
+        self.count = count
         self.identifiers = dict(identifiers)
         self.tokenizer, self.tokens, self.room, self.too_long = tokenizer, tokens, room, too_long
         self.template = tokenizer.template or PLAIN
@@ -133,11 +136,7 @@ class Chat:
         no place for it.
         """
         turns = [self.identified(turn) for turn in turns]
-        if turns[0].role != "system" or self.writes_system:
-            return list(turns)
-        if len(turns) < 2:
-            raise Mistake("a system turn alone")
-        return [Turn(turns[1].role, f"{turns[0].text}\n\n{turns[1].text}"), *turns[2:]]
+        return turns if turns[0].role != "system" or self.writes_system else without_system(turns)
 
     def words(self) -> list[str]:
         """What the template itself writes."""
@@ -149,26 +148,7 @@ class Chat:
         not.
         """
         turns = self.fitted(turns)
-        whole = self._written(turns, ask)
-        result = []
-        for i, turn in enumerate(turns):
-            if turn.role != "assistant":
-                continue
-            before, after = self._written(turns[:i], ask=True), self._written(turns[: i + 1])
-            for part, longer in ((before, after), (after, whole)):
-                if not longer.startswith(part):
-                    at = next(
-                        (k for k, (a, b) in enumerate(zip(part, longer, strict=False)) if a != b), min(len(part), len(longer))
-                    )
-                    raise Mistake(
-                        f"template mismatch at turn {i + 1}: the text rendered up to there is not the beginning of the whole: "
-                        f"{part[max(at - 20, 0) : at + 20]!r} against {longer[max(at - 20, 0) : at + 20]!r}; use a template "
-                        "that only appends"
-                    )
-            bare = after.rstrip()
-            ended = len(bare) > len(before) and not bare.endswith(turn.text.rstrip())
-            result.append((len(before), len(bare) if ended else len(after)))
-        return whole, result
+        return answer_spans(self._written, turns, ask)
 
     def document(self, turns: Sequence[Turn], ask: bool = False) -> Document:
         """A whole conversation, of any length. ask: end it where an answer is to be written."""
@@ -190,23 +170,81 @@ class Chat:
             learned += [False] * len(run) + [learn] * len(tokens)
         return Document(ids, learned, images)
 
-    def lesson(self, turns: Sequence[Turn]) -> Document:
-        """A conversation to learn from: at most ``room`` tokens of it, some of them learned."""
+    def lesson(self, turns: Sequence[Turn], pictures: Sequence[Any] = ()) -> Document:
+        """A conversation to learn from: at most ``room`` tokens of it, some of them learned. pictures: those that it shows, where
+        their numbers of tokens differ.
+        """
         document = self.document(turns)
+        counts = [self.count(picture) for picture in pictures[: document.images]] if self.count else []
+        document = expanded(document, counts) if counts else document
         if len(document) > self.room:
             if self.too_long == "refuse":
                 raise Mistake(
                     f"{len(document)} tokens, longer than the context of {self.room}; "
                     "raise data.conversations.max_length, or cut (data.conversations.too_long: cut)"
                 )
-            document = cut(document, self.room, self.tokens)
+            document = cut(document, self.room, counts or [self.tokens] * document.images)
         if not any(document.learned[1:]):
             raise Mistake(f"no learned token at all: it has no answer within {self.room} tokens, and its loss would be exactly 0")
         return document
 
 
-def cut(document: Document, room: int, tokens: int) -> Document:
-    """The first ``room`` tokens; an image that would be cut is left out, with all that follows."""
-    shown = document.ids[:room].count(IMAGE_ID)
-    end = room - shown % tokens if len(document) > room else len(document)
-    return Document(document.ids[:end], document.learned[:end], shown // tokens, len(document) - end)
+def cut(document: Document, room: int, tokens: Sequence[int]) -> Document:
+    """The first ``room`` tokens; an image that would be cut is left out, with all that follows. tokens: of each image."""
+    end, shown, at = min(room, len(document)), 0, 0
+    for count in tokens:
+        while at < end and document.ids[at] != IMAGE_ID:
+            at += 1
+        if at >= end:
+            break
+        if at + count > end:
+            end = at
+            break
+        at, shown = at + count, shown + 1
+    return Document(document.ids[:end], document.learned[:end], shown, len(document) - end)
+
+
+def expanded(document: Document, counts: Iterable[int]) -> Document:
+    """The conversation with ``counts`` places for its images instead of one each."""
+    ids, learned, left = [], [], iter(counts)
+    for i, learn in zip(document.ids, document.learned, strict=True):
+        n = next(left) if i == IMAGE_ID else 1
+        ids += [i] * n
+        learned += [learn] * n
+    return Document(ids, learned, document.images, document.cut)
+
+
+def without_system(turns: Sequence[Turn]) -> list[Turn]:
+    """The turns with the text of the system turn at the start of the first question. Mistake if there is none."""
+    if len(turns) < 2:
+        raise Mistake("a system turn alone")
+    return [Turn(turns[1].role, f"{turns[0].text}\n\n{turns[1].text}"), *turns[2:]]
+
+
+def answer_spans(
+    written: Callable[[Sequence[Turn], bool], str], turns: Sequence[Turn], ask: bool = False, line_ends: bool = False
+) -> tuple[str, list[tuple[int, int]]]:
+    """The whole as text, and the start and end of each answer in it.
+
+    written(turns, ask): the turns by a chat template; ask: up to where an answer is to be written. The end mark of an answer is
+    part of it; line_ends: the line ends after it too. Mistake for a template that rewrites earlier turns.
+    """
+    whole = written(turns, ask)
+    result = []
+    for i, turn in enumerate(turns):
+        if turn.role != "assistant":
+            continue
+        before, after = written(turns[:i], True), written(turns[: i + 1], False)
+        for part, longer in ((before, after), (after, whole)):
+            if not longer.startswith(part):
+                at = next((k for k, (a, b) in enumerate(zip(part, longer, strict=False)) if a != b), min(len(part), len(longer)))
+                raise Mistake(
+                    f"template mismatch at turn {i + 1}: the text rendered up to there is not the beginning of the whole: "
+                    f"{part[max(at - 20, 0) : at + 20]!r} against {longer[max(at - 20, 0) : at + 20]!r}; use a template "
+                    "that only appends"
+                )
+        bare = after.rstrip()
+        ended = len(bare) > len(before) and not bare.endswith(turn.text.rstrip())
+        kept = after.rstrip(" \t") if line_ends else bare  # a space may be one token with the words that follow it
+        result.append((len(before), len(kept) if ended else len(after)))
+    return whole, result

@@ -17,6 +17,7 @@ from diptych.data.conversations.rows import best_fit, laid_out
 from diptych.data.conversations.template import Chat, Document
 from diptych.data.conversations.turns import Mistake, captioned, check_images
 from diptych.data.fields.base import Context, Draw, Field, grey, stacked
+from diptych.data.fields.tiles import Preparing, preparing_of
 from diptych.data.ocr import open_prompt, told
 from diptych.data.source import BrokenItem, Problem
 
@@ -36,6 +37,7 @@ class TurnsField(Field):
     identifiers: what the chat template writes before a user's words, to say the task (``Chat``), such as {"": "[vqa]"}.
     reader: the text that a reader sees in each picture becomes part of the prompt, in training and when the model is asked: a kind,
     or {kind: …} with options (``data.ocr``). It reads the picture as the source has it, before it is resized.
+    preparing: how images are cut or scaled (``fields.tiles``); None: to squares of one size.
     pack: several conversations share a row of ``chat.room`` tokens. Conversations are packed within a batch, so a batch has the
     same samples whether packed or not.
     """
@@ -43,6 +45,7 @@ class TurnsField(Field):
     kind = "turns"
     inner = {"images": "image"}  # noqa: RUF012 - never changed
     derived = True
+    talks = True
 
     def __init__(
         self,
@@ -52,13 +55,14 @@ class TurnsField(Field):
         augment: Any = "none",
         pack: bool = False,
         where: str = "",
+        preparing: Preparing | None = None,
         *,
         identifiers: dict[str, str] | None = None,
         reader: str | dict[str, Any] | None = None,
     ):
         super().__init__(name)
         self.reader = open_prompt(reader, where.removesuffix(", "))
-        self.where = where
+        self.where, self.preparing = where, preparing
         chat.identifiers = identifiers or chat.identifiers
         self.chat, self.size, self.augment, self.packs = chat, size, augmenter(augment, size), pack
         self.drawn = self.augment.draws
@@ -69,14 +73,26 @@ class TurnsField(Field):
         if context.chat is None:
             raise DiptychError("conversations need a language model with a chat template: a part 'lm'")
         where = f"{getattr(context.source, 'address', '')}, "
-        return cls(name, context.chat, context.image_size, context.augment, context.pack, where, **context.options)
+        return cls(
+            name,
+            context.chat,
+            context.image_size,
+            context.augment,
+            context.pack,
+            where,
+            preparing_of(context.own, context.image_size),
+            **context.options,
+        )
 
-    def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> list[np.ndarray]:
+    def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> list[Any]:
         """A sample's value as it is kept until it is collated: decoded, at the model's size, augmented."""
         if not sample.turns and (sample.image is None or not sample.captions):
             raise BrokenItem(sample.id, "no conversation, and no image with a caption")
-        numbers, words = rng(), [turn.text for turn in sample.turns] or sample.captions
-        shown = Shown(self.augment(image, numbers, words) for image in sample.images)
+        if self.preparing is not None:
+            shown = Shown(self.preparing(image) for image in sample.images)
+        else:
+            numbers, words = rng(), [turn.text for turn in sample.turns] or sample.captions
+            shown = Shown(self.augment(image, numbers, words) for image in sample.images)
         if self.reader is not None:
             shown.told = tuple(self.reader.of_sample(sample))
         return shown
@@ -95,7 +111,10 @@ class TurnsField(Field):
         packed = best_fit(lengths, self.chat.room) if self.packs else [[i] for i in range(len(lessons))]
         ids, mask, learned, places = map(torch.from_numpy, laid_out(lessons, packed, self.chat.tokenizer.pad))
         shown = [image for row in packed for i in row for image in rows[i].fitted[self.name][: lessons[i].images]]
-        return Turns(ids, mask, learned, places, Images(stacked(shown)) if shown else None)
+        return Turns(ids, mask, learned, places, self._together(shown) if shown else None)
+
+    def _together(self, shown: list[Any]) -> Images:
+        return Images(stacked(shown)) if self.preparing is None else self.preparing.stacked(shown)
 
     def _lesson(self, row: Draw) -> Document:
         sample, turns = row.sample, row.sample.turns
@@ -105,7 +124,7 @@ class TurnsField(Field):
         try:
             check_images(turns, len(shown))
             turns = told(turns, shown.told) if self.reader is not None else turns
-            lesson = self.chat.lesson(turns)
+            lesson = self.chat.lesson(turns, shown)
         except Mistake as mistake:
             raise DiptychError(f"{self.where}{sample.id}: {mistake}") from None
         if lesson.cut:

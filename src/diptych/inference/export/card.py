@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diptych.core.errors import counted
+from diptych.interop.families.whole import whole_model
 from diptych.models.pretrained import licences
 from diptych.models.pretrained.hub import place
 from diptych.training.run_files import EvaluationFiles, RunFiles
@@ -101,6 +102,15 @@ written = model.generate(**inputs, max_new_tokens=30)[:, inputs["input_ids"].sha
 print(processor.batch_decode(written, skip_special_tokens=True)[0])
 ```
 """,
+    "AutoModelForImageTextToText": """\
+```python
+from transformers import pipeline
+
+talk = pipeline("image-text-to-text", model=".")
+said = [{"role": "user", "content": [{"type": "image", "path": "photo.jpg"}, {"type": "text", "text": "what is this?"}]}]
+print(talk(text=said, max_new_tokens=30, return_full_text=False)[0]["generated_text"])
+```
+""",
     "VideoLlavaForConditionalGeneration": CLIPS.replace("CLASS", "VideoLlavaForConditionalGeneration"),
     "LlavaNextVideoForConditionalGeneration": CLIPS.replace("CLASS", "LlavaNextVideoForConditionalGeneration"),
     "Blip2ForConditionalGeneration": """\
@@ -182,7 +192,8 @@ def model_card(run: Path, trained: TrainedModel, made: Exported, notes: Sequence
     started = data.get("weights") or {}
     size = model.image_size
     count = sum(p.numel() for p in model.parameters())
-    talks = "lm" in model.parts
+    tuned = whole_model(model) is not None  # a model of transformers that was tuned: words and pictures are its processor's
+    talks = tuned or "lm" in model.parts
     head = [
         "---",
         f"library_name: {made.format}",
@@ -193,16 +204,18 @@ def model_card(run: Path, trained: TrainedModel, made: Exported, notes: Sequence
     ]
     lines = [
         f"# {recipe.name}",
-        f"{recipe.about}. {made.architecture} with {count / 1e6:.2f} M parameters for images of {size} × {size} pixels, "
+        f"{recipe.about}. {made.architecture} with {count / 1e6:.2f} M parameters{'' if tuned else f' for images of {size} × {size} pixels'}, "
         "trained with Diptych "
         f"{(data.get('packages') or {}).get('diptych', '')}; checkpoint `{made.checkpoint}`, weights `{made.key}`"
         f"{', averaged' if recipe.stages[-1].ema else ''}.",
         "## Use",
         _use(trained, made),
-        "\n".join(f"- {note}" for note in [*notes, SIZES.format(size=size)]),
+        "\n".join(f"- {note}" for note in [*notes, *([] if tuned else [SIZES.format(size=size)])]),
         "## Data",
-        f"`{data.get('data', recipe.data.train)}`, fingerprint `{data.get('data_fingerprint', 'unknown')}`. "
-        f"Tokenizer: {_tokenizer(trained, started)}; texts of at most {model.tokenizer.max_length} tokens.",
+        f"`{data.get('data', recipe.data.train)}`, fingerprint `{data.get('data_fingerprint', 'unknown')}`.",
+        "Tokenizer: that of the model."
+        if tuned
+        else f"Tokenizer: {_tokenizer(trained, started)}; texts of at most {model.tokenizer.max_length} tokens.",
         *([f"Training started from the weights of `{started['address']}` ({started['key']})."] if started else []),
         "## Budget",
         _budget(spent),

@@ -19,11 +19,12 @@ from diptych.core.sample import IMAGE, Turn
 from diptych.data.conversations.template import IMAGE_ID, Chat
 from diptych.data.conversations.turns import question
 from diptych.interop import chat
-from diptych.interop.base import Family, Geometry, Misfit, Same, State, image_processor, save_processor, to_theirs
+from diptych.interop.base import Family, Geometry, Misfit, Same, State, image_processor, save_processor, to_ours, to_theirs
 from diptych.interop.families import language
 from diptych.interop.families.siglip import Siglip
 from diptych.models.connectors.clips import ClipConnector
 from diptych.models.connectors.mlp import MLP
+from diptych.models.connectors.tiles import AnyResolution
 from diptych.models.language.lm import IMAGE_PROMPTS
 from diptych.models.pretrained.packages import quiet
 from diptych.models.vision.towers import HubTower, ViT
@@ -50,6 +51,8 @@ class Llava(Family):
     processor = "LlavaProcessor"
     marks: ClassVar[tuple[str, ...]] = (IMAGE,)  # words in place of what is not a word
     towers: ClassVar[tuple[str, ...]] = ("model.vision_tower",)
+    reads: ClassVar[bool] = True
+    made_processor: ClassVar[str] = "LlavaProcessor"  # the class that writes the processor's file
     unused: ClassVar[tuple[str, ...]] = ()  # weights of the class that ours have nothing for, and that it does not use for ours
 
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
@@ -80,6 +83,8 @@ class Llava(Family):
     def _connector(self, connector: Any) -> list[Misfit]:
         if isinstance(connector, ClipConnector):
             return [Misfit(f"parts.connector, a {type(connector).__name__}, reads clips, and the class reads pictures")]
+        if isinstance(connector, AnyResolution):
+            return [Misfit("parts.connector reads pictures in tiles, and the class reads them whole", MLP_OF_IT)]
         if not isinstance(connector, MLP):
             return [Misfit(f"parts.connector is a {type(connector).__name__}, its projector is an MLP", MLP_OF_IT)]
         return projector_misfits(connector)
@@ -106,6 +111,7 @@ class Llava(Family):
             "text_config": words.config,
             **marks,
             **self._lengths(model.part("connector")),
+            **self._more_options(model),
             "projector_hidden_act": "gelu" if len(layers) == 2 else "linear",
             "vision_feature_layer": getattr(getattr(model.part("vision"), "tower", None), "layer", -1),
             "vision_feature_select_strategy": strategy,
@@ -121,7 +127,7 @@ class Llava(Family):
         state = {f"{INSIDE}.{name}": value for name, value in words.state.items()} | {
             "lm_head.weight": words.head if tied else words.head.clone()
         }
-        state |= projector(layers, float(lm.scale))
+        state |= projector(layers, float(lm.scale)) | self._more_weights(model.part("connector"), float(lm.scale))
         for place in self.towers:  # each with weights of its own, since files hold no weight twice
             state |= named_as(made, place, {name: value.clone() for name, value in weights.items()})
         state |= {name: torch.zeros(value.shape) for name, value in made.state_dict().items() if name in self.unused}
@@ -143,8 +149,8 @@ class Llava(Family):
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(words.ours.pad)
         if speaks and not begins(speaks):
             without_beginning(tokenizer)
-        processor = transformers.LlavaProcessor(
-            image_processor(model.image_size, mean, std),
+        processor = getattr(transformers, self.made_processor)(
+            self._pictures(model, mean, std),
             tokenizer,
             patch_size=vision.patch_size,
             vision_feature_select_strategy=strategy,
@@ -158,9 +164,35 @@ class Llava(Family):
             language.write_adapters(directory / "adapter", model, adapters, INSIDE)
         return [*words_left_out(words), *(read_otherwise(processor, speaks, words) if speaks else ())]
 
+    def read(self, model: VLM, theirs: State) -> State:
+        """The weights of an export under the names that they have in the exported run's model, without adapters."""
+        lm, connector = model.part("lm"), model.part("connector")
+        result = {f"parts.lm.{k}": v for k, v in language.read_back(lm, inside(theirs, INSIDE), theirs["lm_head.weight"]).items()}
+        result |= read_projector(connector, inside(theirs, "model.multi_modal_projector"), float(lm.scale))
+        tower, vision = inside(theirs, self.towers[0]), model.part("vision")
+        tower = {name.removeprefix("vision_model."): value for name, value in tower.items()}
+        if isinstance(vision, HubTower):
+            own = vision.tower.model.state_dict()
+            names = {name.removeprefix("vision_model."): name for name in own}
+            return result | {f"parts.vision.tower.model.{names[k]}": v for k, v in tower.items() if k in names}
+        shapes = {name: value.shape for name, value in model.state_dict().items()}
+        return result | to_ours({f"vision_model.{k}": v for k, v in tower.items()}, self.entries(model, nn.ModuleDict()), shapes)
+
     def _lengths(self, connector: Any) -> dict[str, Any]:
         """The options of the configuration that depend on the connector."""
         return {"image_seq_length": connector.tokens}
+
+    def _more_options(self, model: VLM) -> dict[str, Any]:
+        """Options of the configuration that only some of the classes have."""
+        return {}
+
+    def _more_weights(self, connector: Any, scale: float) -> State:
+        """Weights between tower and language model besides the projector's, as large as word vectors (``scale``)."""
+        return {}
+
+    def _pictures(self, model: VLM, mean: list[float], std: list[float]) -> Any:
+        """What prepares pictures."""
+        return image_processor(model.image_size, mean, std)
 
     def _template(self, lm: Any, speaks: Chat | None, tokenizer: Any, words: Language) -> str:
         return template(lm, speaks, tokenizer, words)
@@ -264,6 +296,28 @@ def projector(layers: list[nn.Linear], scale: float) -> State:
         f"{name}.linear_2.weight": (second * scale).contiguous(),
         f"{name}.linear_2.bias": last * scale,
     }
+
+
+def read_projector(connector: Any, theirs: State, scale: float) -> State:
+    """The layers of a connector from those of the class's projector, the inverse of ``projector``; theirs: its weights by name."""
+    layers = linear_layers(connector)
+    result: State = {}
+    names = {id(module): name for name, module in connector.named_modules()}
+    if len(layers) == 1:  # the first of theirs; the second is the identity until something trains it
+        second = theirs["linear_2.weight"] / scale
+        found = [(second @ theirs["linear_1.weight"], second @ theirs["linear_1.bias"] + theirs["linear_2.bias"] / scale)]
+    else:
+        middle = layers[0].out_features
+        first = theirs["linear_1.weight"][:middle], theirs["linear_1.bias"][:middle]
+        found = [first, (theirs["linear_2.weight"][:, :middle] / scale, theirs["linear_2.bias"] / scale)]
+    for layer, (weight, bias) in zip(layers, found, strict=True):
+        result |= {f"parts.connector.{names[id(layer)]}.weight": weight, f"parts.connector.{names[id(layer)]}.bias": bias}
+    return result
+
+
+def inside(state: State, place: str) -> State:
+    """The weights of one module, by their names within it."""
+    return {name.removeprefix(f"{place}."): value for name, value in state.items() if name.startswith(f"{place}.")}
 
 
 def _filled(x: Tensor, rows: int) -> Tensor:

@@ -42,6 +42,7 @@ ADAPTERS: dict[str, Any] = {
     "mmrl++": MmrlPlus,
     "bottleneck": Bottleneck,
     "llama_adapter": LlamaAdapter,
+    "window_lora": "diptych.models.adapters.windows:WindowLora",
 }
 BY_PEFT = ("lora", "dora", "vera", "qlora")  # kinds that need the package
 

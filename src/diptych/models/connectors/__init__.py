@@ -8,12 +8,16 @@ from diptych.models.connectors.mlp import MLP, Linear, LinearNorm, PerTower, Poo
 from diptych.models.connectors.pooling import Average, Downsample, Merge, Neighbours, PixelShuffle
 from diptych.models.connectors.queries import CAbstractor, QFormer
 from diptych.models.connectors.resampler import Resampler
+from diptych.models.connectors.tiles import AnyResolution, Windows
 
 CONNECTOR = {
     "linear": Linear,
     "linear_norm": LinearNorm,
     "mlp": MLP,
     "per_tower": PerTower,
+    "any_resolution": AnyResolution,
+    "windows": Windows,
+    "native_merge": "diptych.models.connectors.merging:NativeMerge",
     "pooled": Pooled,
     "mapping": Mapping,
     "average": Average,

@@ -20,20 +20,21 @@ from diptych.core.errors import DiptychError
 from diptych.core.graph import provides
 from diptych.data.conversations.template import IMAGE_ID, Chat
 from diptych.models.build import Build
+from diptych.models.language.preferred import Preferring
 from diptych.models.language.seen import Seen
 from diptych.models.layers.cache import KVCache, Prefix
+from diptych.models.layers.ragged import ImageTokens, Ragged, behind, flat, padded, real
 from diptych.models.part import Part
 
 if TYPE_CHECKING:
     from diptych.models.pretrained import CausalLM
-
 
 IMAGE_PROMPTS = ("This photo:", "This image:", "This picture:")
 TEXT_PROMPT, MEANS = "This sentence:", "means:"
 REMEMBERED = 50_000  # texts with stored embeddings, while nothing in the model learns
 
 
-class PretrainedLM(Part):
+class PretrainedLM(Part, Preferring):
     """A causal language model of transformers.
 
     trim: keep only the vocabulary that the training captions need. prompts: images are embedded as "This photo: … means:", with
@@ -91,17 +92,16 @@ class PretrainedLM(Part):
         """The same words in every row: vectors [rows, T, D]."""
         return self.lm.embed(torch.tensor(ids, dtype=torch.long, device=device).expand(rows, -1))
 
-    def _opening(self, prefix: Tensor) -> Tensor:
+    def _opening(self, prefix: ImageTokens) -> Tensor:
         """[BOS], "This photo:" if there are prompts, and the image unless layers look at it: [B, P + N, D]."""
         B, device = len(prefix), prefix.device
-        which = torch.zeros(B, dtype=torch.long)
-        if self.draws and len(self._openings) > 1:
-            which = torch.randint(len(self._openings), (B,))
+        n = len(self._openings) if self.draws else 1
+        which = torch.randint(n, (B,)) if n > 1 else torch.zeros(B, dtype=torch.long)
         ids = torch.tensor([[self.lm.tokenizer.bos, *o] for o in self._openings], device=device)[which.to(device)]
         before = self._softened(self.lm.embed(ids), "image")
         if self.gated:
             return before
-        return torch.cat([before, (prefix * self.scale).to(before.dtype)], 1)
+        return behind(before, prefix * self.scale)
 
     def _softened(self, words: Tensor, side: str) -> Tensor:
         """Words before an image or a text [B, P, D], and behind them the learned vectors of that side, if there are any."""
@@ -167,23 +167,25 @@ class PretrainedLM(Part):
         return not self.gated and self.lm.branches()
 
     @provides(("text.logits", "image.state"), "image.prefix", "text", together="reads_both")
-    def logits_and_state(self, prefix: Tensor, text: Texts) -> tuple[Tensor, Tensor]:
+    def logits_and_state(self, prefix: ImageTokens, text: Texts) -> tuple[Tensor, Tensor]:
         """The captions' next-token logits and the images' states, in one pass."""
         return self.caption_and_state(prefix, text.ids, text.mask)
 
-    def caption_and_state(self, prefix: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def caption_and_state(self, prefix: ImageTokens, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """``caption_logits`` and ``image_state`` of the same images: one sequence, in which the words of one do not see those of
         the other.
         """
+        if isinstance(prefix, Ragged):
+            return self.caption_logits(prefix, ids, mask), self.image_state(self.remember(prefix))
         opening = self._opening(prefix)
         embeds = torch.cat([opening, self.lm.embed(ids[:, 1:-1])], 1)
-        seen = torch.cat([torch.ones(opening.shape[:2], dtype=torch.bool, device=mask.device), mask[:, 1:-1]], 1)
+        seen = torch.cat([real(opening, prefix), mask[:, 1:-1]], 1)
         words = self._words([*self._after, self.lm.tokenizer.eos], len(ids), ids.device)
         hidden = self.lm.hidden_of_branch(embeds, seen, words, after=opening.shape[1])
         return self.lm.head(hidden[:, opening.shape[1] - 1 : seen.shape[1]]), hidden[:, -1]
 
     @provides("text.logits", "image.prefix", "text")
-    def logits(self, prefix: Tensor, text: Texts) -> Tensor:
+    def logits(self, prefix: ImageTokens, text: Texts) -> Tensor:
         """[B, T − 1, V]: row t predicts token t + 1, given the image and the tokens up to t."""
         return self.caption_logits(prefix, text.ids, text.mask)
 
@@ -198,37 +200,35 @@ class PretrainedLM(Part):
         return self.text_logits(text.ids, text.mask)
 
     @provides("turns.logits", "turns", "turns.images.prefix?")
-    def logits_of_turns(self, turns: Turns, shown: Tensor | None) -> Tensor:
+    def logits_of_turns(self, turns: Turns, shown: ImageTokens | None) -> Tensor:
         """[n, V] over the n learned tokens of conversations, row by row."""
         return self.answer_logits(turns.ids, shown, turns.positions, turns.learned)
 
-    def caption_logits(self, prefix: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    def caption_logits(self, prefix: ImageTokens, ids: Tensor, mask: Tensor) -> Tensor:
         """prefix [B, N, D], ids and mask [B, T] → [B, T − 1, V]; row t predicts text token t + 1."""
         opening = self._opening(prefix)  # [B, P + N, D]
         embeds = torch.cat([opening, self.lm.embed(ids[:, 1:-1])], 1)
-        seen = torch.cat([torch.ones(opening.shape[:2], dtype=torch.bool, device=mask.device), mask[:, 1:-1]], 1)
+        seen = torch.cat([real(opening, prefix), mask[:, 1:-1]], 1)
         hidden = self.lm.hidden(embeds, seen, seen=self._look_at(prefix))
         return self.lm.head(hidden[:, opening.shape[1] - 1 :])
 
-    def _look_at(self, prefix: Tensor) -> Seen | None:
-        return Seen.one(prefix) if self.gated else None
+    def _look_at(self, prefix: ImageTokens) -> Seen | None:
+        return Seen.one(padded(prefix)) if self.gated else None
 
     @provides("{image}.kv_cache", "{image}.prefix")
     @provides("{video}.kv_cache", "{video}.prefix")
-    def remember(self, prefix: Tensor) -> Prefix:
+    def remember(self, prefix: ImageTokens) -> Prefix:
         """[BOS] and an image, read once, so that many captions can be tried on it."""
         opening = self._opening(prefix)
-        real = torch.ones(opening.shape[:2], dtype=torch.bool, device=prefix.device)
-        hidden, past = self.lm.step(opening, real, seen=self._look_at(prefix))
+        hidden, past = self.lm.step(opening, real(opening, prefix), seen=self._look_at(prefix))
         return Prefix(hidden[:, -1:], past)
 
-    def image_hidden(self, prefix: Tensor) -> Tensor:
+    def image_hidden(self, prefix: ImageTokens) -> Tensor:
         """The states of the last layer, after its norm, at an image's tokens [B, N, D]; where these are not among the words, at the
         last word before them [B, 1, D].
         """
         opening = self._opening(prefix)
-        real = torch.ones(opening.shape[:2], dtype=torch.bool, device=prefix.device)
-        hidden = self.lm.hidden(opening, real, seen=self._look_at(prefix))
+        hidden = self.lm.hidden(opening, real(opening, prefix), seen=self._look_at(prefix))
         return hidden[:, -1:] if self.gated else hidden[:, -prefix.shape[1] :]
 
     def continue_logits(self, images: Prefix, ids: Tensor, mask: Tensor) -> Tensor:
@@ -243,7 +243,7 @@ class PretrainedLM(Part):
         """Without any image: ids and mask [B, T] → [B, T − 1, V]; row t predicts token t + 1."""
         return self.lm.head(self.lm.hidden(self.lm.embed(ids[:, :-1]), mask[:, :-1]))
 
-    def words_and_images(self, ids: Tensor, shown: Tensor | None) -> Tensor:
+    def words_and_images(self, ids: Tensor, shown: ImageTokens | None) -> Tensor:
         """Vectors [R, T, D] of ``ids`` [R, T], in which ids below 0 are replaced by the images ``shown`` [I, N, D], row by row.
 
         Among words an image takes N positions. In a gated model it takes one, with [BOS] in it, as before a single caption: this
@@ -252,17 +252,17 @@ class PretrainedLM(Part):
         words = self.lm.embed(ids.masked_fill(ids < 0, self.lm.tokenizer.bos))
         if shown is None or self.gated:
             return words
-        return words.masked_scatter((ids < 0)[..., None], (shown * self.scale).to(words.dtype))
+        return words.masked_scatter((ids < 0)[..., None], (flat(shown) * self.scale).to(words.dtype))
 
-    def _last_seen(self, ids: Tensor, shown: Tensor | None, positions: Tensor | None = None) -> Seen | None:
+    def _last_seen(self, ids: Tensor, shown: ImageTokens | None, positions: Tensor | None = None) -> Seen | None:
         """What each of ``ids`` looks at in a gated model; ids below 0 are the positions of images."""
-        return Seen.latest(ids < 0, shown, self.width, positions) if self.gated else None
+        return Seen.latest(ids < 0, None if shown is None else padded(shown), self.width, positions) if self.gated else None
 
     def place(self, tokens: int) -> list[int]:
         """Ids of an image of ``tokens`` tokens among words, with the ids that always precede it."""
         return [IMAGE_ID, *self._openings[0]] if self.gated else [*self._openings[0], *[IMAGE_ID] * tokens]
 
-    def answer_logits(self, ids: Tensor, shown: Tensor | None, positions: Tensor, learned: Tensor) -> Tensor:
+    def answer_logits(self, ids: Tensor, shown: ImageTokens | None, positions: Tensor, learned: Tensor) -> Tensor:
         """[n, V] over the n tokens of conversations that are ``learned`` [R, T]; computed for these alone."""
         hidden = self.lm.documents(self.words_and_images(ids, shown), positions, self._last_seen(ids, shown, positions))
         return self.lm.head(hidden[:, :-1][learned[:, 1:]])
@@ -280,7 +280,7 @@ class PretrainedLM(Part):
         self.train(training)
         return bool((a - b).norm() <= 1e-3 * b.norm())
 
-    def read(self, ids: Tensor, mask: Tensor, shown: Tensor | None, past: KVCache | None = None) -> Prefix:
+    def read(self, ids: Tensor, mask: Tensor, shown: ImageTokens | None, past: KVCache | None = None) -> Prefix:
         """Words and images [B, T], padded on the left: the state from which ``continue_logits`` and ``step`` continue.
 
         past: the state of earlier input, of one row or of B; these words then begin with an image.
@@ -288,7 +288,7 @@ class PretrainedLM(Part):
         hidden, past = self.lm.step(self.words_and_images(ids, shown), mask, past, self._last_seen(ids, shown))
         return Prefix(hidden[:, -1:], past)
 
-    def start(self, prefix: Tensor) -> tuple[Tensor, KVCache]:
+    def start(self, prefix: ImageTokens) -> tuple[Tensor, KVCache]:
         """Logits [B, V] over a caption's first token, and the state, as ``inference/generate.py`` expects it."""
         images = self.remember(prefix)
         return self.lm.head(images.last[:, -1]), images.cache

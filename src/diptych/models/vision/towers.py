@@ -326,4 +326,5 @@ VISION = {
     "capped": "diptych.models.vision.capped:CappedViT",
     "tubelets": "diptych.models.vision.tubelets:TubeletViT",
     "joined": "diptych.models.vision.joined:Joined",
+    "native": "diptych.models.vision.native:NativeViT",
 }

@@ -124,7 +124,7 @@ def loader_of(
     """Batches of the fields that the stage's objectives read. DiptychError if the source does not have one of them."""
     recipe, names = setup.recipe, own_fields(setup, stage)
     check_fields(source, names, recipe, f"stages.{stage.name}")
-    chat = chat_of(recipe, setup.model) if "turns" in names else None
+    chat = chat_of(recipe, setup.model) if any(field_class(name, recipe.data.fields).talks for name in names) else None
     context = Context(
         setup.tokenizer,
         setup.model.image_size,
@@ -198,7 +198,8 @@ def own_fields(setup: Setup, stage: Stage) -> tuple[str, ...]:
 
 def reads_turns(stage: Stage, setup: Setup) -> bool:
     """Whether a stage learns from conversations."""
-    return "turns" in fields_needed(stage_objectives(setup, stage), setup.model)
+    own = setup.recipe.data.fields
+    return any(field_class(name, own).talks for name in own_fields(setup, stage))
 
 
 def chat_of(recipe: Recipe, model: VLM) -> Chat:
@@ -212,8 +213,9 @@ def chat_of(recipe: Recipe, model: VLM) -> Chat:
     if given.max_length > context:
         raise DiptychError(f"data.conversations.max_length is {given.max_length}, but the language model's context is {context}")
     tokens = 1 if model.part("lm").gated else model.part("connector").tokens  # words look at it from one position
+    count = getattr(model.part("connector"), "count", None)  # of a picture, where it depends on the picture
     identifiers = options_of("turns", recipe.data.fields).get("identifiers") or {}
-    return Chat(model.tokenizer, tokens, given.max_length, given.too_long, identifiers)
+    return Chat(model.tokenizer, 1 if count else tokens, given.max_length, given.too_long, identifiers, count)
 
 
 def check_data(setup: Setup) -> None:

@@ -1,0 +1,1 @@
+"""Pictures of any size and shape: cut into tiles, or whole at their own size (``native``)."""
