@@ -6,7 +6,7 @@ WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 # The tests of one file stay in one process, so that what they set up is made once.
 PARALLEL = -n $(WORKERS) --maxprocesses 8 --dist loadfile
 
-.PHONY: demo docs wheel test test-all lint bench bench-peers bench-datajuicer results mutants setup clean
+.PHONY: demo docs wheel extras test test-all lint bench bench-peers bench-datajuicer results mutants setup clean
 .DEFAULT_GOAL := help
 
 help:
@@ -65,8 +65,11 @@ mutants: $(VENV)/.ready ## mutation testing for TIME (60m): are the tests able t
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[mutants]'
 	$(BIN)/python -m bench.mutants $(AREAS) --time "$(TIME)"
 
-wheel: ## build the wheel, install it alone in a new environment, try it
+wheel: ## build the wheel, install it in a new environment, try it; EXTRAS="video serve": each of them alone, too
 	$(PYTHON) tools/wheel.py
+
+extras: ## the same for every extra, each alone in an environment of its own (hours, gigabytes)
+	EXTRAS=all $(PYTHON) tools/wheel.py
 
 docs: $(VENV)/.ready ## build the site of the docs into build/site, with every link checked
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'

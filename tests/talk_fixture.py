@@ -21,7 +21,11 @@ PLAIN = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for c in m.content %}{% if c.type == 'image' %}<image>{% else %}"
     "{{ c.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SAID = ["what colour is it? red green blue yellow", "is the second one the same? yes no it is not, they differ", "user assistant model"]
+SAID = [
+    "what colour is it? red green blue yellow",
+    "is the second one the same? yes no it is not, they differ",
+    "user assistant model",
+]
 MARKS = [
     "<pad>", "<s>", "</s>", "<unk>", "<image>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
     "<|video_pad|>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>", "<image_soft_token>",
@@ -40,7 +44,9 @@ def backend() -> str:
     made = Tokenizer(models.BPE(unk_token="<unk>"))
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made.train_from_iterator(SAID, trainers.BpeTrainer(vocab_size=420, special_tokens=MARKS, initial_alphabet=alphabet, show_progress=False))
+    made.train_from_iterator(
+        SAID, trainers.BpeTrainer(vocab_size=420, special_tokens=MARKS, initial_alphabet=alphabet, show_progress=False)
+    )
     return str(made.to_str())
 
 
@@ -117,7 +123,12 @@ def llava(path: Path) -> Path:
         vision_config={"model_type": "clip_vision_model", **SHOWN}, text_config={"model_type": "llama", **language()},
         image_token_index=vocabulary()["<image>"], vision_feature_layer=-1,
     )  # fmt: skip
-    rest = {"patch_size": 16, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1, "image_token": "<image>"}
+    rest = {
+        "patch_size": 16,
+        "vision_feature_select_strategy": "default",
+        "num_additional_image_tokens": 1,
+        "image_token": "<image>",
+    }
     words = tokenizer(image_token="<image>")
     return saved(LlavaForConditionalGeneration(config), path, words, clip_pictures(), "LlavaProcessor", PLAIN, **rest)
 
@@ -134,7 +145,12 @@ def llava_next(path: Path) -> Path:
     pictures = LlavaNextImageProcessorPil(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_grid_pinpoints=grids
     )
-    rest = {"patch_size": 16, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1, "image_token": "<image>"}
+    rest = {
+        "patch_size": 16,
+        "vision_feature_select_strategy": "default",
+        "num_additional_image_tokens": 1,
+        "image_token": "<image>",
+    }
     template = of_trl("llava_next") or PLAIN
     words = tokenizer(image_token="<image>")
     return saved(LlavaNextForConditionalGeneration(config), path, words, pictures, "LlavaNextProcessor", template, **rest)
@@ -176,9 +192,7 @@ def idefics3(path: Path) -> Path:
         vision_config=SHOWN, text_config={"model_type": "llama", **language()}, image_token_id=vocabulary()["<image>"],
         scale_factor=2, tie_word_embeddings=False, pad_token_id=0,
     )  # fmt: skip
-    pictures = Idefics3ImageProcessorPil(
-        size={"longest_edge": 64}, max_image_size={"longest_edge": 32}, do_image_splitting=True
-    )
+    pictures = Idefics3ImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32}, do_image_splitting=True)
     words = tokenizer(bos="<|im_start|>")
     template = of_trl("smolvlm") or PLAIN
     return saved(Idefics3ForConditionalGeneration(config), path, words, pictures, "Idefics3Processor", template, image_seq_len=1)

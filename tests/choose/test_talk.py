@@ -34,7 +34,11 @@ from diptych.training.start.setup import set_up, training_loader
 
 cli = cli_fixture.cli
 RED, BLUE = talk_fixture.square("red"), talk_fixture.square("blue", (64, 40))
-ASKED = [Turn("user", "<image>\n<image>\nwhat colour is it?"), Turn("assistant", "red"), Turn("user", "is the second one the same?")]
+ASKED = [
+    Turn("user", "<image>\n<image>\nwhat colour is it?"),
+    Turn("assistant", "red"),
+    Turn("user", "is the second one the same?"),
+]
 SHORT = {"batch_size": 6, "lr": 1e-2, "rank": 4, "alpha": 8, "dropout": 0.0}
 FULL = {"precision": "fp32", "budget": "4steps"}
 
@@ -171,7 +175,9 @@ def test_the_merged_export_is_the_run(run: Path) -> None:
     tuned = Tuned.load(run)
     made = export(run)
     inputs = inputs_of(tuned)
-    assert torch.allclose(logits(AutoModelForImageTextToText.from_pretrained(made.path).eval(), inputs), logits(tuned.model, inputs), atol=1e-5)
+    assert torch.allclose(
+        logits(AutoModelForImageTextToText.from_pretrained(made.path).eval(), inputs), logits(tuned.model, inputs), atol=1e-5
+    )
     answer = tuned.converse([RED, BLUE], ASKED, 12)
     shown = [{"type": "image", "image": Image.fromarray(image)} for image in (RED, BLUE)]
     said = [
@@ -285,7 +291,9 @@ def test_wrong_models_and_settings_are_refused(base: str, data: str, place: Path
         tune(clip, ChatLora, data, tmp_path / "out")
     with pytest.raises(DiptychError, match="unknown option 'ranks'; did you mean 'rank'"):
         tune(base, ChatLora, data, tmp_path / "out", settings={"ranks": 3})
-    with pytest.raises(DiptychError, match="no linear layer with the names w1 in its language; its linear layers are called .*q_proj"):
+    with pytest.raises(
+        DiptychError, match="no linear layer with the names w1 in its language; its linear layers are called .*q_proj"
+    ):
         tune(base, ChatLora, data, tmp_path / "out", settings={"targets": "w1"})
     with pytest.raises(DiptychError, match="there are lora, dora, full|there is no way"):
         chat_way("coop")
@@ -317,7 +325,16 @@ def test_every_family_is_tuned_opened_and_exported(family: str, way: str, on: li
 
     place = talk_fixture.FAMILIES[family](tmp_path / family)
     settings = {"batch_size": 4, "lr": 1e-2, "on": on, **({"rank": 2, "dropout": 0.0} if way != "full" else {})}
-    tune(f"hf:{place}", chat_way(way), data, tmp_path / "run", settings=settings, overrides={"precision": "fp32"}, budget="2steps", most=0)
+    tune(
+        f"hf:{place}",
+        chat_way(way),
+        data,
+        tmp_path / "run",
+        settings=settings,
+        overrides={"precision": "fp32"},
+        budget="2steps",
+        most=0,
+    )
     tuned = Tuned.load(tmp_path / "run")
     inputs = inputs_of(tuned)
     after = logits(tuned.model, inputs)

@@ -29,7 +29,12 @@ TWO = [
     Turn("user", "<image>\n<image>\nwhat colour is it?"), Turn("assistant", "red, red"),
     Turn("user", "is the second one the same?"), Turn("assistant", "no, it is blue"),
 ]  # fmt: skip
-LATE = [Turn("user", "is it red?"), Turn("assistant", "is what red?"), Turn("user", "<image>\nthis."), Turn("assistant", "yes, red")]
+LATE = [
+    Turn("user", "is it red?"),
+    Turn("assistant", "is what red?"),
+    Turn("user", "<image>\nthis."),
+    Turn("assistant", "yes, red"),
+]
 NONE = [Turn("user", "is red the same?"), Turn("assistant", "yes")]
 TALKS: list[tuple[list[Turn], list[np.ndarray]]] = [(ONE, [RED]), (TWO, [RED, BLUE]), (LATE, [RED]), (NONE, [])]
 
@@ -132,7 +137,7 @@ def test_a_system_turn_and_templates_of_texts(processors: dict[str, ChatProcesso
     assert "user\nbe brief\n\n" in processors["gemma3"].spans(system)[0]  # its template has no place for one
     chat = processors["llava"]
     tokenizer = chat.tokenizer
-    tokenizer_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"  # noqa: E501
+    tokenizer_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
     monkeypatch.setattr(chat.processor, "chat_template", tokenizer_template)
     plain = ChatProcessor(chat.processor, "texts")
     assert not plain.in_parts
@@ -184,7 +189,9 @@ def test_a_long_answer_is_cut_but_never_an_image(processors: dict[str, ChatProce
     batch = kept.collate(rows(kept, (long, [RED])))
     assert batch.ids.shape == (1, start + 5) and int(batch.learned.sum()) == 5
     tight = field(chat, max_length=8)
-    with pytest.raises(DiptychError, match=r"mine.json, talk-0: no room for its images and an answer in 8 tokens; raise .*max_length"):
+    with pytest.raises(
+        DiptychError, match=r"mine.json, talk-0: no room for its images and an answer in 8 tokens; raise .*max_length"
+    ):
         tight.collate(rows(tight, (long, [RED])))
     strict = field(chat, max_length=start + 5, too_long="refuse")
     with pytest.raises(DiptychError, match=r"talk-0: longer than .*too_long: cut"):

@@ -88,6 +88,7 @@ class VisionTower(Part):
     tokens: int
     extra: int = 0
     hides: bool = False
+    scattered: bool = False  # whether its tokens are no square of patches, since it merges them
     projection: Literal["linear", "affine", "none"] = "linear"
     windows: int = 0  # tiles of a picture that have adapters of their own (``adapters.windows``); 0: no adapter asks for them
     window: Any = None  # [n] int64, which tile of its picture each is, while the tower reads tiles; 0: the whole picture

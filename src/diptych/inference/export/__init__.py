@@ -12,6 +12,7 @@ from diptych.core.files import read_json_or, write_atomically, write_json
 from diptych.data.conversations.turns import DESCRIBE
 from diptych.inference.export.card import model_card
 from diptych.inference.foreign.tuned import REQUEST
+from diptych.inference.onnx.files import digest
 from diptych.inference.run import TrainedModel
 from diptych.interop import Family, family_for
 from diptych.interop.families import whole
@@ -74,11 +75,14 @@ def export(
         directory.mkdir()
         notes = family.write(directory, trained.model, trained.objectives, str(out) if adapters else "")
         notes = [*notes, *(f"{note[0].upper()}{note[1:]}." for note in warnings)]
+        files = {p.relative_to(directory).as_posix(): digest(p) for p in sorted(directory.rglob("*")) if p.is_file()}
         (directory / "README.md").write_text(model_card(run, trained, made, notes), encoding="utf-8")
         asks = {"caption": DESCRIBE if trained.answering else ""} if lm else {}
         if whole_model(trained.model) is not None:  # prompts are those of the model's own template
             asks = {"whole": True, **read_json_or(run / REQUEST, {})}
         write_json(directory / MARK, {**_plain(made), **asks})
+        prompt = {"caption": DESCRIBE if trained.answering else ""} if lm else {}
+        write_json(directory / MARK, {**_plain(made), **prompt, "use": notes, "files": files})
 
     write_atomically(out, write)
     return made
