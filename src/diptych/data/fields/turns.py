@@ -17,7 +17,7 @@ from diptych.data.conversations.rows import best_fit, laid_out
 from diptych.data.conversations.template import Chat, Document
 from diptych.data.conversations.turns import Mistake, captioned, check_images
 from diptych.data.fields.base import Context, Draw, Field, grey, stacked
-from diptych.data.fields.tiles import Preparing
+from diptych.data.fields.tiles import Preparing, preparing_of
 from diptych.data.source import BrokenItem, Problem
 
 if TYPE_CHECKING:

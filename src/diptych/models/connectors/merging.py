@@ -44,8 +44,8 @@ class NativeMerge(Connector):
         grids = grids_of(image, self.patch)
         if any(r % self.side or c % self.side for r, c in grids):
             raise DiptychError(
-                f"parts.connector joins {self.side} × {self.side} patches, and a picture's rows or columns do not divide by that; set "
-                f"data.fields.image.multiple to {self.side * self.patch}"
+                f"parts.connector joins {self.side} × {self.side} patches, and a picture's rows or columns do not divide by that; "
+                f"set data.fields.image.multiple to {self.side * self.patch}"
             )
         orders = [neighbours(r, c, self.side) + i * tokens.tokens.shape[1] for i, (r, c) in enumerate(grids)]
         source = torch.from_numpy(np.concatenate(orders)).to(tokens.tokens.device)

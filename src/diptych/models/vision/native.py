@@ -32,9 +32,9 @@ class NativeViT(ViT):
     """A ViT of plain patches that reads pictures of any size (field kind ``native``), several of them in one row of patches that do
     not see each other.
 
-    Continual rotary positions (CoMP, Chen et al. 2025, arXiv:2503.18931, §3.1): the learned positions of the size on which the tower
-    was trained are scaled to each picture's grid of patches, bicubic, and queries and keys are turned by the patch's row and column,
-    half of their width each. Its weights are those of a ``vit`` or ``siglip`` with the same options, from which it goes on.
+    Continual rotary positions (CoMP, Chen et al. 2025, arXiv:2503.18931, §3.1): the learned positions of the size on which the
+    tower was trained are scaled to each picture's grid of patches, bicubic, and queries and keys are turned by the patch's row and
+    column, half of their width each. Its weights are those of a ``vit`` or ``siglip`` with the same options, from which it goes on.
 
     rotary: whether queries and keys are turned; theta: the base of the angles. pool: ``mean``, of a picture's patches, or ``map``.
     The pooled vector of ``map`` is one that a tower of kind ``siglip`` has.
@@ -124,7 +124,8 @@ class NativeViT(ViT):
         """The learned positions scaled to a grid of patches, [rows · columns, D]."""
         if (rows, columns) == (self.grid, self.grid):
             return self.positions
-        square = self.positions.view(1, self.grid, self.grid, -1).permute(0, 3, 1, 2).float()
+        square = self.positions.view(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
+        square = square.to(torch.promote_types(square.dtype, torch.float32))
         scaled = F.interpolate(square, size=(rows, columns), mode="bicubic", align_corners=False)
         return scaled[0].flatten(1).T.to(self.positions.dtype)
 
@@ -136,7 +137,7 @@ def through(block: Any, x: Tensor, angles: tuple[Tensor, Tensor] | None, bias: T
     k, v = own.read(h)
     q = own.q(h).view(R, L, own.heads, -1).transpose(1, 2)
     if angles is not None:
-        q, k = (turn(t.float(), *angles).to(v.dtype) for t in (q, k))
+        q, k = (turn(t.to(torch.promote_types(t.dtype, torch.float32)), *angles).to(v.dtype) for t in (q, k))
     x = x + block.dropout(own.out(attend(q, k, v, bias).transpose(1, 2).reshape(R, L, D)))
     out: Tensor = x + block.dropout(block.mlp(block.norm2(x)))
     return out
