@@ -58,11 +58,12 @@ class NativeViT(ViT):
         build.require(pool in ("mean", "map"), f"pool: {pool}; pictures of any size are pooled by mean or map")
         fixed = {"stem": "patch", "positions": "learned", "norm": "none", "pool": pool}
         super().__init__(build, patch=patch, activation=activation, eps=eps, **sizes, **fixed)  # type: ignore[arg-type]
-        self.heads = self.transformer.blocks[0].attention.heads  # type: ignore[union-attr]
+        first: Any = self.transformer.blocks[0]
+        self.head_width = self.width // int(first.attention.heads)
         self.rotary, self.theta = rotary, theta
         build.require(
-            not rotary or self.width // self.heads % 4 == 0,
-            f"rotary: heads {self.width // self.heads} wide do not divide by 4, for a row and a column of two parts each",
+            not rotary or self.head_width % 4 == 0,
+            f"rotary: heads {self.head_width} wide do not divide by 4, for a row and a column of two parts each",
         )
 
     @provides("{image}.tokens", "{image}")
@@ -96,7 +97,7 @@ class NativeViT(ViT):
         angles = None
         if self.rotary:
             turned = torch.cat([torch.from_numpy(rows_and_columns(*grid)) for grid in grids]).to(x.device)
-            cos, sin = rotations_2d(turned[held], self.width // self.heads, self.theta)
+            cos, sin = rotations_2d(turned[held], self.head_width, self.theta)
             angles = cos[:, None], sin[:, None]
         x = x[held]
         for block in self.transformer.blocks:
@@ -110,7 +111,7 @@ class NativeViT(ViT):
 
     def padded(self, x: Tensor, lengths: list[int]) -> Tokens:
         """Patches of all pictures [n, D] as ``Tokens``."""
-        each = x.split(lengths)
+        each = torch.split(x, lengths)
         pooled = torch.stack([row.mean(0) for row in each])
         if self.pool is not None:
             pooled = torch.cat([self.pool(row[None])[:, 0] for row in each])
@@ -156,7 +157,7 @@ def rotations_2d(places: Tensor, width: int, theta: float) -> tuple[Tensor, Tens
 @lru_cache(1024)
 def rows_and_columns(rows: int, columns: int) -> np.ndarray:
     """The row and the column of each patch, int64 [rows · columns, 2]."""
-    return np.stack(np.mgrid[:rows, :columns], -1).reshape(-1, 2)
+    return np.indices((rows, columns)).reshape(2, -1).T.copy()
 
 
 def packed(lengths: list[int], rows: list[list[int]], room: int) -> np.ndarray:
