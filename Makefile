@@ -6,7 +6,7 @@ WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 # The tests of one file stay in one process, so that what they set up is made once.
 PARALLEL = -n $(WORKERS) --maxprocesses 8 --dist loadfile
 
-.PHONY: demo docs wheel test test-all lint bench bench-peers bench-datajuicer results mutants setup clean
+.PHONY: demo docs wheel extras test test-all lint bench bench-peers bench-datajuicer results mutants setup clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,7 +18,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Diptych needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[scenes,weights,report,trackers,curate,ocr,adapt,video,serve,index,lancedb,milvus,onnx,openvino,browser,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[scenes,weights,report,trackers,curate,ocr,adapt,align,video,serve,index,lancedb,milvus,onnx,openvino,browser,dev]'
 	@touch $@
 
 setup: $(VENV)/.ready ## set up .venv with everything
@@ -65,8 +65,11 @@ mutants: $(VENV)/.ready ## mutation testing for TIME (60m): are the tests able t
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[mutants]'
 	$(BIN)/python -m bench.mutants $(AREAS) --time "$(TIME)"
 
-wheel: ## build the wheel, install it alone in a new environment, try it
+wheel: ## build the wheel, install it in a new environment, try it; EXTRAS="video serve": each of them alone, too
 	$(PYTHON) tools/wheel.py
+
+extras: ## the same for every extra, each alone in an environment of its own (hours, gigabytes)
+	EXTRAS=all $(PYTHON) tools/wheel.py
 
 docs: $(VENV)/.ready ## build the site of the docs into build/site, with every link checked
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'

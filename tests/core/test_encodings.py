@@ -525,6 +525,21 @@ def test_two_providers_are_refused_with_the_remedy() -> None:
         m.encode(batch())["image.embedding"]
 
 
+class Backwards(nn.Module):
+    """Reads what no part here provides, and gives what others give."""
+
+    @provides("{image}.embedding", "{image}.mirrored")
+    def embed(self, mirrored: Tokens) -> Tensor:
+        return mirrored.pooled
+
+
+def test_a_provider_without_its_inputs_is_no_second_one() -> None:
+    m = model(other=Backwards())
+    assert torch.equal(m.encode(batch())["image.embedding"], model().encode(batch())["image.embedding"])
+    with pytest.raises(DiptychError, match=r"nothing provides 'image\.embedding@other'"):
+        m.encode(batch())["image.embedding@other"]
+
+
 def test_a_recipe_chooses_and_an_at_sign_asks_one_part() -> None:
     m = model({"image.embedding": "other", "text.fused": "fusion", "image.fused": "other"}, other=Other())
     p = m.encode(batch())

@@ -183,3 +183,64 @@ def test_batches_of_one_source_need_a_mixture():
 
     with pytest.raises(DiptychError, match=r"data\.debiased: .*set data\.train to mix:"):
         set_up(load_recipe("clip", ["size=tiny", "data.train=scenes:small?length=60", "data.debiased=true"]))
+
+
+# --- weights by size ---
+
+
+def sized(*lengths):
+    return [f"scenes:small?length={n}&seed={k}" for k, n in enumerate(lengths)]
+
+
+@pytest.mark.parametrize(
+    ("rule", "temperature", "cap"), [("T=1;", 1, 0), ("T=2;", 2, 0), ("T=2;cap=400;", 2, 400), ("T=inf;", np.inf, 0)]
+)
+def test_weights_grow_with_a_root_of_the_size(rule, temperature, cap):
+    lengths, own = (100, 900, 3600), (1, 1, 0.5)
+    addresses = sized(*lengths)
+    mixture = open_source(f"mix:{rule}" + "+".join(f"{w}*{a}" for w, a in zip(own, addresses, strict=True)))
+    expected = [w * min(n, cap or n) ** (1 / temperature) for w, n in zip(own, lengths, strict=True)]
+    assert mixture.weights == pytest.approx(expected, rel=1e-5)
+    drawn = loader_for(mixture, TOKENIZER, 32, 12).drawn(BLOCK)
+    assert [drawn[a] for a in mixture.addresses] == pytest.approx([BLOCK * w / sum(expected) for w in expected], abs=2)
+    shares = mixture.shares()
+    assert sum(s["share"] for s in shares) == pytest.approx(1)
+    assert [s["epochs"] for s in shares] == pytest.approx(
+        [s["share"] * sum(lengths) / n for s, n in zip(shares, lengths, strict=True)]
+    )
+
+
+def test_a_source_has_a_limit_of_its_own_and_an_endless_one_needs_one():
+    short, long = sized(100, 900)
+    assert open_source(f"mix:T=1;cap=200;1*{short}+1<300*{long}").weights == [100, 300]
+    assert open_source(f"mix:T=2;1*{short}+1<2500*scenes:full").weights == [10, 50]
+    assert open_source(f"mix:T=inf;1*{short}+3*scenes:full").weights == [1, 3]
+    with pytest.raises(DiptychError, match="draws samples without end: add cap=20000"):
+        open_source(f"mix:T=2;1*{short}+1*scenes:full")
+
+
+def test_weights_by_size_are_the_same_to_the_draw_when_written_out_or_resumed():
+    mixture = open_source("mix:T=3;" + "+".join(f"1*{a}" for a in sized(70, 333, 1234)))
+    again = open_source(mixture.address)
+    assert again.weights == mixture.weights and again.fingerprint() == mixture.fingerprint()
+    order, other = mixture.order(5), again.order(5)
+    places = [*range(100), *range(BLOCK - 50, BLOCK + 50)]
+    assert [order[p] for p in places] == [other[p] for p in reversed(places)][::-1]
+    assert mixture.split("test").weights == mixture.weights
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("mix:T=0.5;1*scenes:small?length=9", "T must be at least 1"),
+        ("mix:T=x;1*scenes:small?length=9", "T must be a number"),
+        ("mix:T=2;cap=0;1*scenes:small?length=9", "cap at least 1"),
+        ("mix:T=nan;1*scenes:small?length=9", "T must be at least 1"),
+        ("mix:cap=9;1*scenes:small?length=9", "begin with T=2;"),
+        ("mix:1<5*scenes:small?length=9", "begin with T=1;"),
+        ("mix:T=1;1<0*scenes:small?length=9", "from 1 on"),
+    ],
+)
+def test_sizes_that_cannot_be_weighed(address, said):
+    with pytest.raises(DiptychError, match=said):
+        open_source(address)

@@ -106,6 +106,16 @@ def test_tubelets_against_loops():
                 assert torch.equal(found[:, (t * side + row) * side + column], own)
 
 
+def test_a_clip_read_backwards_is_the_clip_with_its_frames_reversed():
+    _, model, _ = made()
+    video = clips()
+    back = video.frames.pixels.view(3, FRAMES, 3, SIDE, SIDE).flip(1).flatten(0, 1)
+    reversed_clips = Videos(Images(back, video.owner), video.seconds, video.owner)
+    first, second = model.encode(Batch({"video": video})), model.encode(Batch({"video": reversed_clips}))
+    torch.testing.assert_close(first["video.reversed_embedding"], second["video.embedding"])
+    assert (first["video.embedding"] - second["video.embedding"]).abs().max() > 1e-3, "the order counts"
+
+
 @pytest.mark.parametrize("normalise", [True, False])
 def test_targets_against_numpy(normalise):
     x = clips(2).frames.pixels.view(2, FRAMES, 3, SIDE, SIDE)

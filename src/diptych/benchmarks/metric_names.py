@@ -17,6 +17,7 @@ from diptych.benchmarks.drawings.drawing import METRICS as DRAWING
 from diptych.benchmarks.drawings.drawing import VERSIONS
 from diptych.benchmarks.matching.classification import METRICS as CLASSIFICATION
 from diptych.benchmarks.matching.controlled import Controlled
+from diptych.benchmarks.probes.preferences import METRICS as PREFERENCES
 from diptych.benchmarks.tasks import TASKS
 from diptych.benchmarks.texts.captions import METRICS as CAPTIONS
 from diptych.benchmarks.texts.chair import METRICS as CHAIR
@@ -24,6 +25,7 @@ from diptych.benchmarks.texts.facts import METRICS as FACTS
 from diptych.benchmarks.video.published import PUBLISHED
 from diptych.core.errors import DiptychError, nearest
 from diptych.data.scenes.controlled import SKILLS
+from diptych.data.scenes.texts.source import SKILLS as OF_TEXT
 
 SELECTIVE = ("risk_coverage_area", "coverage@*_risk", "ece", "brier")
 QUESTIONS = ("accuracy", "accuracy/lowest_prompt", "accuracy/highest_prompt", *SELECTIVE)
@@ -48,7 +50,7 @@ def _temporal(task: Any) -> list[str]:
 
 
 def _controlled(task: Any) -> list[str]:
-    return [f"{skill}{way}" for skill in task.skills or SKILLS for way in ("", "/text-to-image", "/group")]
+    return [f"{skill}{way}" for skill in task.skills or (*SKILLS, *OF_TEXT) for way in ("", "/text-to-image", "/group")]
 
 
 NAMES: dict[str, tuple[str, ...] | Callable[[Any], Iterable[str]]] = {
@@ -67,9 +69,15 @@ NAMES: dict[str, tuple[str, ...] | Callable[[Any], Iterable[str]]] = {
     "spec": (*WAYS, *(f"*/{way}" for way in WAYS)),
     "vqa": (*QUESTIONS, "accuracy_normalised", "anls"),
     "open": QUESTIONS,
+    "read": (*QUESTIONS, "anls", "half_height"),
+    "textvqa": QUESTIONS,
+    "docvqa": (*QUESTIONS, "anls"),
+    "chartqa": (*QUESTIONS, "relaxed_accuracy"),
+    "ocrbench": QUESTIONS,
     "choices": (*QUESTIONS, "circular"),
     "mme": (*QUESTIONS, "circular", "* (of 200)"),
     "pope": (*QUESTIONS, *POPE[1:], "auc"),
+    "preferences": PREFERENCES,
     "priors": ("accuracy", "corrected"),
     "bias": ("naming", "group_difference", "consistency", "preference/*", "max_skew"),
     "bias-table": ("max_skew@*", "association/*"),

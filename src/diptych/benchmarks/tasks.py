@@ -14,6 +14,7 @@ from diptych.benchmarks.answers.vqa import Vqa
 from diptych.benchmarks.answers.vqascore import VqaScore
 from diptych.benchmarks.base import Task
 from diptych.benchmarks.drawings.drawing import Drawing
+from diptych.benchmarks.instructions.task import INSTRUCTIONS
 from diptych.benchmarks.matching.classification import Classification
 from diptych.benchmarks.matching.controlled import Controlled
 from diptych.benchmarks.matching.pairs import Pairs
@@ -26,7 +27,10 @@ from diptych.benchmarks.probes.bias_table import BiasTable
 from diptych.benchmarks.probes.embedding import Embedding
 from diptych.benchmarks.probes.frequency import Frequency
 from diptych.benchmarks.probes.memorization import Memorization
+from diptych.benchmarks.probes.preferences import Preferences
 from diptych.benchmarks.probes.priors import Priors
+from diptych.benchmarks.reading.published import PUBLISHED as READING
+from diptych.benchmarks.reading.read import Read
 from diptych.benchmarks.redteam.task import RedTeam
 from diptych.benchmarks.regions.cards import BoxConvention
 from diptych.benchmarks.regions.crops import Crops
@@ -62,6 +66,7 @@ TASKS: dict[str, type] = {
     "choices": Choices,
     "mme": Mme,
     "pope": Pope,
+    "preferences": Preferences,
     "priors": Priors,
     "bias": Bias,
     "bias-table": BiasTable,
@@ -91,6 +96,9 @@ TASKS: dict[str, type] = {
     "mmhal": Mmhal,
     "video-questions": ClipQuestions,
     **PUBLISHED,
+    **INSTRUCTIONS,
+    "read": Read,
+    **READING,
 }
 # Run if no task is named; the others test one thing in more detail.
 DEFAULT = ("retrieval", "retrieval-1000", "zeroshot", "controlled", "captions", "embedding")

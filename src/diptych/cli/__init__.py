@@ -11,12 +11,14 @@ import sys
 import typer
 
 from diptych.cli import advise, compare, demo, evaluate, metrics, plan, report, study, train
-from diptych.cli.choose import adapt, choose, soup
+from diptych.cli.choose import adapt, align, choose, sets, soup
 from diptych.cli.data import curate, data
 from diptych.cli.failures import probe, readout, slices
+from diptych.cli.hub import card, push
 from diptych.cli.index import index, search, serve
 from diptych.cli.models import caption, chat, compose, draw, embed, explain, export, predict
 from diptych.cli.start import doctor, greet
+from diptych.cli.start.pages import page_of
 from diptych.core.errors import DiptychError, Interrupted
 
 HELP = (
@@ -48,7 +50,9 @@ app.command()(plan.plan)
 app.command()(advise.advise)
 app.command()(choose.choose)
 app.command()(soup.soup)
+app.command()(sets.sets)
 app.command()(adapt.adapt)
+app.command()(align.align)
 app.command()(study.study)
 app.command(cls=caption.WithExamples)(caption.caption)
 app.command()(chat.chat)
@@ -65,6 +69,9 @@ app.command()(slices.slices)
 app.command()(probe.probe)
 app.command()(readout.readout)
 app.command()(export.export)
+app.command()(card.card)
+app.command()(push.push)
+app.command()(push.pull)
 app.command()(report.report)
 app.command()(compare.recipes)
 app.command()(compare.compare)
@@ -79,6 +86,8 @@ def main() -> None:
     except DiptychError as error:
         interrupted = isinstance(error, Interrupted)
         typer.echo(f"{'' if interrupted else 'error: '}{error}", err=True)
+        if not interrupted and (page := page_of(error)):
+            typer.echo(f"read: docs/{page}", err=True)
         sys.exit(130 if interrupted else 1)
     except OSError as error:
         typer.echo(f"error: {error}", err=True)  # a full disk, a directory that may not be written

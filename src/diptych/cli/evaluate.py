@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from diptych.cli.options import DataOption, TasksOption
+from diptych.cli.options import DataOption, FewerOption, TasksOption
 from diptych.cli.results import print_json
 from diptych.core.errors import DiptychError
 
@@ -27,6 +27,7 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Default: evaluation/ in the run directory, or in runs/<address>/.")
     ] = None,
+    fewer: FewerOption = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 … or auto.")] = "auto",
     from_records: Annotated[
         Path | None, typer.Option(help="Compute the numbers again from the records in this folder, without the model.")
@@ -42,6 +43,7 @@ def evaluate(
     coco:captions.json --tasks retrieval,pope`
     """
     from diptych.benchmarks.run import recompute
+    from diptych.inference.fewer.open import address_of
 
     if (from_records is None) == (not models):
         raise DiptychError("name models to evaluate, or a folder of records with --from-records")
@@ -51,7 +53,7 @@ def evaluate(
         _show(recompute(from_records), json_)
         return
     for address in models or []:
-        _evaluate_one(address, data, tasks, split, out, device, overwrite, json_)
+        _evaluate_one(address_of(address, fewer), data, tasks, split, out, device, overwrite, json_)
 
 
 def _evaluate_one(

@@ -24,4 +24,10 @@ DataOption = Annotated[str | None, typer.Option("--data", "-d", help=DATA)]
 BudgetOption = Annotated[str | None, typer.Option("--budget", "-b", help=BUDGET)]
 SetOption = Annotated[list[str] | None, typer.Option("--set", "-s", help=SET)]
 TasksOption = Annotated[str | None, typer.Option(help=TASKS)]
+FEWER = (
+    "Of a run: read pictures with fewer tokens, at equal weights. `tome=25`: the tower merges patches until 25 are left; "
+    "`scan=16`: the language model gets the 16 patches with the most attention in the tower; `keep=0.5,after=2`: half of the image "
+    "tokens are left behind its second layer. Also as an address, `fewer:RUN?keep=0.5`."
+)
+FewerOption = Annotated[str | None, typer.Option(help=FEWER)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from diptych.cli.options import BudgetOption, DataOption, JsonOption, SetOption
-from diptych.core.errors import counted
+from diptych.core.errors import DiptychError, counted
 
 
 def train(
@@ -30,6 +30,13 @@ def train(
             help="Processes on this machine that share every batch; on several machines: `torchrun … -m diptych.cli train`.",
         ),
     ] = 1,
+    runner: Annotated[
+        str,
+        typer.Option(
+            help="Who starts the processes: `local` (torchrun), or `ray` (Ray Train: this machine, or the cluster of RAY_ADDRESS; "
+            "dead processes are started again, and the run goes on from its last checkpoint)."
+        ),
+    ] = "local",
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -38,7 +45,9 @@ def train(
     Batches larger than memory: `--set stages.0.batch_size=4096 --set stages.0.micro_batch=64` gives the exact gradient of 4,096
     samples in the memory of 64.
     """
-    if processes > 1:
+    if runner not in ("local", "ray"):
+        raise DiptychError(f"--runner {runner}: valid are local and ray")
+    if processes > 1 and runner == "local":
         _in_processes(processes)
     from diptych.api import recipe_of, with_common
     from diptych.core.progress import TrainingDisplay
@@ -51,7 +60,12 @@ def train(
         run_training(checked, out, resume=resume)
         return
     with TrainingDisplay(checked.name) as display:
-        run = run_training(checked, out, resume=resume, progress=display)
+        if runner == "ray":
+            from diptych.training.ray_train import train_by_ray
+
+            run = train_by_ray(checked, out, processes, resume, display)
+        else:
+            run = run_training(checked, out, resume=resume, progress=display)
     from diptych.plan.audit import note
 
     spent = run.spent

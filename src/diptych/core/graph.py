@@ -132,6 +132,11 @@ class Graph:
                         provider = Provider(part, owner, method, outputs, inputs, d.paired, d.together)
                         for output in outputs:
                             self._table.setdefault(output, []).append(provider)
+        known = {*self._table, *self.fields}
+        for output, rivals in self._table.items():
+            # Of several, only those with all that they read: a tower that does not read clips backwards leaves it to another part.
+            whole = [p for p in rivals if all(i.partition("@")[0] in known or i[-1] == "?" or ":" in i for i in p.inputs)]
+            self._table[output] = whole or rivals
 
     def _expanded(self, d: Declaration, names: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
         """Outputs and inputs for each field that a declaration covers."""

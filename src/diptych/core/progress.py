@@ -9,8 +9,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from diptych.core.extras import installed
+
 QUIET_SECONDS = 20.0  # between lines where there is no terminal
 _shown: list[Progress] = []  # on a terminal now, innermost last; two that are drawn at once would write over each other
+
+
+def live(console: Console) -> bool:
+    """Whether bars can be drawn: on a terminal, and in a notebook that has ipywidgets. Elsewhere lines are printed now and then."""
+    return console.is_terminal or (console.is_jupyter and installed("ipywidgets"))
 
 
 def describe(state: dict[str, Any]) -> str:
@@ -35,7 +42,7 @@ class JobsDisplay:
     def __init__(self, jobs: list[tuple[str, dict[str, Any]]]):
         self.jobs = jobs
         self.console = Console(stderr=True)
-        self.live = self.console.is_terminal
+        self.live = live(self.console)
         self.began = self.printed_at = time.monotonic()
         self.progress = Progress(
             TextColumn("{task.fields[label]:<14}"),
@@ -112,7 +119,7 @@ class CountDisplay:
     def __init__(self, label: str, total: int, done: int = 0, unit: str = "items", disable: bool = False):
         self.label, self.total, self.first, self.unit, self.disable = label, total, done, unit, disable
         console = Console(stderr=True)
-        self.live = console.is_terminal
+        self.live = live(console)
         self.within = bool(_shown) and self.live and not disable
         if self.within:
             self.progress = _shown[-1]

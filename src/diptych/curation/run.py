@@ -29,6 +29,7 @@ from diptych.curation.engine.store import Store, address
 from diptych.curation.engine.work import Task, explained
 from diptych.curation.plan import Plan, Step, load_plan, steps_of
 from diptych.curation.runners import Runner, runner
+from diptych.curation.sheet import write_sheet
 
 SHARED = (
     "reading the source",
@@ -220,6 +221,7 @@ class _Run:
         if self.plan.output.format == "packed" and manifest["kept"]:
             self._pack(result)
         write_json(self.out / "manifest.json", manifest)
+        write_sheet(self.out)
         self.progress("publishing", 1, 1)
         return manifest
 

@@ -17,6 +17,7 @@ from diptych.core.errors import counted
 from diptych.core.words import words as words_of
 from diptych.data.negatives import FUNCTION_WORDS
 from diptych.data.source import BrokenItem, Problem, Source
+from diptych.data.sources.mixture import Mixture
 from diptych.data.storage.digests import digest
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Inspection:
     broken: list[Problem]
     splits: dict[str, int]
     fingerprint: str
+    mixed: list[dict[str, Any]]  # of a mixture: each source with its items and its share of the draws
     sheet: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -203,6 +205,7 @@ def _summary(source: Source, looked_at: int, seen: list[_Seen], broken: list[Pro
         broken=broken,
         splits={name: len(source.split(name)) for name in splits},
         fingerprint=source.fingerprint(),
+        mixed=source.shares() if isinstance(source, Mixture) else [],
     )
 
 
@@ -265,6 +268,9 @@ def print_inspection(result: Inspection) -> None:
     console.print("split: " + ", ".join(f"{name} {size:,}" for name, size in result.splits.items()))
     console.print("captions an item: " + ", ".join(f"{n} × {k}" for k, n in result.captions_per_item.items()))
     console.print("fields: " + escape(", ".join(f"{name} {n:,}" for name, n in result.fields.items())))
+    for each in result.mixed:
+        drawn = f"{each['share']:.2%} of the draws, {each['epochs']:.3g} times its items for one time all"
+        console.print(f"of {escape(each['address'])}: {each['items']:,} items, {drawn}")
     if result.classes:
         _print_classes(console, result)
     if result.regions_per_item:

@@ -17,10 +17,12 @@ from diptych.core.batch import Batch, Turns
 from diptych.core.capabilities import Example, Image
 from diptych.core.encodings import Pass
 from diptych.core.errors import DiptychError
-from diptych.core.sample import Turn
+from diptych.core.sample import IMAGE, Turn
 from diptych.core.streaming import Writing, cut
 from diptych.data.conversations.template import Chat, Document, expanded
 from diptych.data.conversations.turns import DESCRIBE, Mistake, check_images, question
+from diptych.data.image import as_pixels
+from diptych.data.ocr import OcrPrompt, told
 from diptych.inference.generate import Begun, Decoding, write, written
 from diptych.models.layers.cache import Prefix
 from diptych.models.layers.ragged import Ragged
@@ -41,7 +43,9 @@ class Prompt(list[int]):
 
 
 class Answering:
-    """side: the pass over images; inference: the context in which it computes."""
+    """side: the pass over images; inference: the context in which it computes; reader: writes the text in each picture behind it
+    (``data.ocr``), as in training.
+    """
 
     def __init__(
         self,
@@ -49,7 +53,9 @@ class Answering:
         chat: Chat,
         side: Callable[[Sequence[Image]], Pass],
         inference: Callable[[], AbstractContextManager[Any]],
+        reader: OcrPrompt | None = None,
     ):
+        self.reader = reader
         self.model, self.chat, self.side, self.inference = model, chat, side, inference
 
     def converse(self, images: Sequence[Sequence[Image]], turns: Sequence[Sequence[Turn]], how: Decoding) -> list[str]:
@@ -59,7 +65,7 @@ class Answering:
         size = max(1, READ // how.beams)
         for start in range(0, len(images), size):
             shown = images[start : start + size]
-            prompts = [self._prompt(t, len(i)) for t, i in zip(turns[start : start + size], shown, strict=True)]
+            prompts = [self._prompt(self._told(t, i), len(i)) for t, i in zip(turns[start : start + size], shown, strict=True)]
             rows = [_number(s, p) for s, p in zip(shown, prompts, strict=True)]
             with self.inference():
                 ids = write(self.model, None, decoding, rows if how.samples else None, self._begun(shown, prompts), self.chat.ends)
@@ -71,7 +77,7 @@ class Answering:
         conversation is read here, so that errors come before the first piece.
         """
         decoding, behind = self._ends(how)
-        prompt = self._prompt(turns, len(images))
+        prompt = self._prompt(self._told(turns, images), len(images))
         rows = [_number(images, prompt)] if how.samples else None
         with self.inference():
             columns = written(self.model, self._begun([images], [prompt]), decoding, rows, self.chat.ends)
@@ -117,9 +123,10 @@ class Answering:
         answers, which = [], np.empty(len(texts), dtype=np.int64)
         for k, (image, text, prompt, before_it) in enumerate(zip(images, texts, prompts, examples, strict=True)):
             pictures = [*(e.image for e in before_it), image]
-            words = prompt, text, tuple((e.text, e.prompt) for e in before_it)
+            turns = self._told(asked_with(prompt, before_it), pictures)
+            words = text, tuple(turns)
             if words not in split:
-                split[words] = self._split(prompt, text, before_it)
+                split[words] = self._split(turns, text, bool(before_it))
             before, answer = split[words]
             key = tuple(map(id, pictures)), tuple(before)
             if key not in readings:
@@ -152,14 +159,19 @@ class Answering:
             )
         return Prompt(document.ids, document.learned)
 
-    def _split(self, prompt: str, text: str, examples: Sequence[Example]) -> tuple[Prompt, list[int]]:
-        """Token ids of the prompt and of the answer, as in training."""
-        turns = asked_with(prompt, examples)
-        before = self._prompt(turns, len(examples) + 1) if examples else None
+    def _told(self, turns: Sequence[Turn], images: Sequence[Image]) -> Sequence[Turn]:
+        """The turns with the text that the reader sees in the images; as they are without a reader."""
+        return (
+            turns if self.reader is None else told(turns, [self.reader.of_picture(as_pixels(image, "image")) for image in images])
+        )
+
+    def _split(self, turns: Sequence[Turn], text: str, examples: bool) -> tuple[Prompt, list[int]]:
+        """Token ids of the prompt and of the answer, as in training. examples: whether turns before the last have answers."""
+        before = self._prompt(turns, sum(turn.text.count(IMAGE) for turn in turns)) if examples else None
         try:
             document = self.chat.document([*turns, Turn("assistant", text)])
         except Mistake as mistake:
-            raise DiptychError(f"the prompt {prompt!r} cannot be used: {mistake}") from None
+            raise DiptychError(f"the prompt {turns[-1].text!r} cannot be used: {mistake}") from None
         learned = np.flatnonzero(document.learned)
         learned = learned if before is None else learned[learned >= len(before)]  # the examples' answers are learned, too
         if not len(learned):

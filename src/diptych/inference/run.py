@@ -21,9 +21,11 @@ from diptych.core.errors import DiptychError
 from diptych.core.graph import renamed
 from diptych.core.streaming import cut
 from diptych.data.clips import collated_clips
+from diptych.data.fields import options_of
 from diptych.data.fields.text import tokenized
 from diptych.data.fields.tiles import collated_pictures
 from diptych.data.image import as_pixels
+from diptych.data.ocr import open_prompt
 from diptych.inference.able import capabilities_of, missing_fields, read_from
 from diptych.inference.chat import Answering, asked_with
 from diptych.inference.clips.attended import frame_weights
@@ -66,8 +68,7 @@ class TrainedModel(Talking, Locates):
         scored = not missing_fields(model, needed, self.shows)
         self.capabilities = able | {name for name, can in can_score.items() if can and scored}
         self.capabilities |= {"locate"} if ways_of(self) else set()
-        if "prompt" in able:
-            self.answering = Answering(model, chat_of(recipe, model), self._images, self._inference)
+        self.refreshed()
         scales = [getattr(objective, "scale", None) for objective in self.objectives.values()]
         learned = [float(scale.detach()) for scale in scales if isinstance(scale, Tensor)]
         self.scale = learned[0] if learned else 100.0  # what cosines are multiplied by
@@ -83,6 +84,12 @@ class TrainedModel(Talking, Locates):
         trained = cls(run.name, found.recipe, found.model.to(where), found.objectives.to(where), where)
         trained.key, trained.place = checkpoint_key(found.checkpoint), run
         return trained
+
+    def refreshed(self) -> None:
+        """Called when the model gives its language model another number of tokens for a picture."""
+        if "prompt" in self.capabilities:
+            reader = open_prompt(options_of("turns", self.recipe.data.fields).get("reader"), self.recipe.data.train)
+            self.answering = Answering(self.model, chat_of(self.recipe, self.model), self._images, self._inference, reader)
 
     # --- capabilities ---
 

@@ -27,6 +27,12 @@ class Talking:
         """
         return self._talks().converse([images], [turns], decoding_of(max_tokens=max_tokens, **decoding))[0]
 
+    def converse_many(
+        self, images: Sequence[Sequence[Image]], turns: Sequence[Sequence[Turn]], max_tokens: int = 128, **decoding: Any
+    ) -> list[str]:
+        """``converse`` for several conversations at a time, each with its own images."""
+        return self._talks().converse(images, turns, decoding_of(max_tokens=max_tokens, **decoding))
+
     def stream(self, images: Sequence[Image], turns: Sequence[Turn], max_tokens: int = 128, **decoding: Any) -> Writing:
         """The same turn token by token: the pieces of text that it gives are together what ``converse`` returns. DiptychError for
         beams, which know their text only at the end, and unless the model learned from conversations.

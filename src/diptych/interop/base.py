@@ -201,6 +201,7 @@ class Family:
     starts: ClassVar[bool] = (
         False  # whether a run can start from its weights: options, structure and shift are defined, and name is its model_type
     )
+    reads: ClassVar[bool] = False  # whether an export that was trained further can be read back (``read``)
     kind: ClassVar[str] = ""  # of our parts that have its structure; "": those called as the family is
     masked: ClassVar[bool] = True  # whether texts come with an attention mask
     scores: ClassVar[tuple[str, ...]] = ()  # the scores for which this class is chosen, if a run fits several
@@ -247,6 +248,10 @@ class Family:
         save_file(weights, directory / self.weights, metadata={"format": "pt"})
         self.describe(directory, model, vocabulary)
         return [LOWER]
+
+    def read(self, model: VLM, theirs: State) -> State:
+        """The weights of an export under the names that they have in the exported run's model, without adapters."""
+        raise NotImplementedError
 
     def warnings(self, model: VLM) -> list[str]:
         """Where the library's own pipelines do not do what the class does, and the remedy; one line each, without a full stop."""

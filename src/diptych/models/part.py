@@ -45,6 +45,15 @@ class Part(nn.Module):
         """The module with the linear layers that adapters extend."""
         return self
 
+    def adaptable(self, targets: Sequence[str] | None) -> list[str]:
+        """The names within ``adapted_root`` of the layers to adapt, if the part chooses them; targets: endings of names, as the
+        recipe gives them. Empty: the adapter chooses.
+        """
+        return []
+
+    def set_checkpointing(self, on: bool) -> None:
+        """Whether layers of a model of another library are computed again in the backward pass."""
+
     @property
     def places_taken(self) -> int:
         """How many of its positions learned vectors have, which are not left for words."""
@@ -79,6 +88,7 @@ class VisionTower(Part):
     tokens: int
     extra: int = 0
     hides: bool = False
+    scattered: bool = False  # whether its tokens are no square of patches, since it merges them
     projection: Literal["linear", "affine", "none"] = "linear"
     windows: int = 0  # tiles of a picture that have adapters of their own (``adapters.windows``); 0: no adapter asks for them
     window: Any = None  # [n] int64, which tile of its picture each is, while the tower reads tiles; 0: the whole picture

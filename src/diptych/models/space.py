@@ -61,6 +61,12 @@ class LinearSpace(Part):
         """[B, E]"""
         return unit(self.image(tokens.pooled))
 
+    @provides("{video}.reversed_embedding", "{video}.reversed_tokens")
+    def reversed_embedding(self, tokens: Tokens) -> Tensor:
+        """``image_embedding`` of clips that a tower of whole clips read backwards."""
+        embedding: Tensor = self.image_embedding(tokens)
+        return embedding
+
     @provides("{image}.projection", "{image}.tokens")
     def image_projection(self, tokens: Tokens) -> Tensor:
         """``embedding`` before it is normalised, [B, E], float32."""

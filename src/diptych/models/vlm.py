@@ -86,7 +86,7 @@ class VLM(nn.Module):
                     f"adapters.{n}: the part's own weights are in 4 bits and cannot learn; train adapters.{n} without "
                     f"{self.part_of(n)}"
                 )
-        self.unchanging = self.fixed | {p for n in self.adapters for p in self.parts_of(n) if not _trains_base(recipe, p)}
+        self.unchanging = self.fixed | {p for p in self.adapted if not _trains_base(recipe, p)}
         self.restarted: set[str] = set()  # frozen parts with weights that are not those of their package
         self.freeze(self.fixed)
         self.tokenizer = build.tokenizer
@@ -112,7 +112,12 @@ class VLM(nn.Module):
         for name, adapter in self.adapters.items():
             for p in adapter.own():  # type: ignore[operator]
                 p.requires_grad_(f"adapters.{name}" not in names)
-        learning = {part for name in self.adapters if f"adapters.{name}" not in names for part in self.parts_of(name)}
+        learning = {
+            part
+            for name, adapter in self.adapters.items()
+            if adapter.learns and f"adapters.{name}" not in names
+            for part in self.parts_of(name)
+        }
         self.frozen = frozenset(n for n in self.parts if n in names and n not in learning)
         for name, part in self.parts.items():
             part.train(self.training and name not in self.frozen)
@@ -127,13 +132,17 @@ class VLM(nn.Module):
         spans: Any = self.adapters[adapter].spans
         return {name for name, part in self.parts.items() if any(part is other for other in spans)}
 
+    @property
+    def adapted(self) -> set[str]:
+        """Parts with adapters that learn."""
+        return set().union(*(self.parts_of(name) for name, adapter in self.adapters.items() if adapter.learns))
+
     def train_only(self, names: Collection[str] | str) -> None:
         """Train these parts and adapters; ``all``: everything but frozen parts and parts that have an adapter. The maps into the
         shared space are heads, which always learn unless the recipe freezes them.
         """
         everything = {*self.parts, *(f"adapters.{n}" for n in self.adapters)}
-        adapted = set().union(*(self.parts_of(n) for n in self.adapters))
-        learning = everything - adapted if names == "all" else {"space", *names}
+        learning = everything - self.adapted if names == "all" else {"space", *names}
         self.freeze((everything - learning) | self.fixed)
 
     def train(self, mode: bool = True) -> VLM:
@@ -149,7 +158,7 @@ class VLM(nn.Module):
     @property
     def constant(self) -> set[str]:
         """Parts that never change: frozen in every stage, and without adapters."""
-        return self.fixed.difference(*(self.parts_of(name) for name in self.adapters))
+        return self.fixed - self.adapted
 
     def remember_features(self, images: int) -> None:
         """Keep the tower's output for each image, if the tower is frozen and the output for this many images fits in memory."""
@@ -206,6 +215,8 @@ class VLM(nn.Module):
         for module in self.modules():
             if isinstance(module, Transformer | RotaryTransformer):
                 module.checkpointing = gradient_checkpointing
+            elif isinstance(module, Part):
+                module.set_checkpointing(gradient_checkpointing)
 
     def compile_parts(self, backend: str = "inductor") -> None:
         """``torch.compile`` on what every part computes in ``forward``, and on the transformers within parts that compute in other

@@ -50,6 +50,7 @@ OBJECTIVES: dict[str, Any] = {
     "class_names": ClassNames,
     "codebook": FitCodebook,
     "distillation": Distillation,
+    "dpo": "diptych.objectives.preference.dpo:Preferences",
     "frame_contrast": FrameContrast,
     "frame_order": FrameOrder,
     "granularities": Granularities,

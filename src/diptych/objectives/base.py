@@ -172,5 +172,5 @@ class Scaled(Objective):
 
 
 def learns_turns(objective: Any) -> bool:
-    """Whether an objective learns from conversations."""
-    return any(need.partition(".")[0] == "turns" for need in objective.needed())
+    """Whether an objective learns from conversations, or from pairs of answers."""
+    return any(need.partition(".")[0] in ("turns", "preferences") for need in objective.needed())

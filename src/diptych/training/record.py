@@ -21,6 +21,7 @@ from diptych.config.recipe import Recipe, Stage, load_recipe
 from diptych.core.errors import DiptychError
 from diptych.core.files import append_jsonl, read_json_or, read_jsonl, write_json, write_jsonl, write_text
 from diptych.data.notes import compare_data, data_of
+from diptych.data.provenance.carbon import Clock
 from diptych.data.source import Problem
 from diptych.objectives import Objective
 from diptych.training.checkpoint import Checkpoint, best_checkpoint, checkpoints, newest, note_best
@@ -39,6 +40,7 @@ class Record:
         self.root = out / "checkpoints"
         self.best: float | None = None  # lowest validation loss so far
         spent: dict[str, Any] = read_json_or(out / "spent.json", {})
+        self.clock = Clock(float(spent.get("cpu_seconds") or 0.0))  # a resumed run goes on counting
         self.pretraining: dict[str, dict[str, Any]] = spent.get("pretraining", {})  # what backbones cost, by part
         self.trackers: list[Tracker] = []
         check_trackers(recipe.trackers)  # before anything is read or built
@@ -187,6 +189,7 @@ class Record:
             if cuda
             else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
             "processes": self.cluster.size,
+            "cpu_seconds": round(self.clock.seconds(), 3),
             "finished": finished,
         }
         if self.pretraining:  # not part of the budget: a backbone is trained once, for any number of runs

@@ -20,7 +20,6 @@ from diptych.benchmarks.records import Record, Records, Result
 from diptych.benchmarks.results import shares
 from diptych.benchmarks.statistics import mean
 from diptych.core.capabilities import Model
-from diptych.data.source import Controlled as ControlledSource
 from diptych.data.source import Group, Source
 
 
@@ -36,7 +35,7 @@ class Controlled:
 
     def items(self, source: Source) -> Items:
         """n groups per skill. Raises NotApplicable if the source has no controlled groups, or none for one of ``skills``."""
-        if not isinstance(source, ControlledSource):
+        if not (hasattr(source, "groups") and hasattr(source, "skills")):
             raise NotApplicable("the source has no controlled groups")
         unknown = set(self.skills) - set(source.skills)
         if unknown:

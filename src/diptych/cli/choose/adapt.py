@@ -13,7 +13,7 @@ from diptych.core.errors import DiptychError, counted
 MODEL = "A run, `hf:NAME_OR_PATH`, `open_clip:NAME?pretrained=TAG` or `package.module:Class`."
 CLASSES = (
     "Pictures with classes, `classes:DIRECTORY` or `classes:TABLE.csv`, with several labels each, `labels:TABLE.csv`, or with "
-    "captions, `folder:DIRECTORY` …"
+    "captions, `folder:DIRECTORY` …; for a model that talks, conversations, `llava:FILE.json`, `chat:FILE.jsonl`"
 )
 DESCRIPTIONS = "Sentences that describe the classes, a JSON file {class: [sentence, …]}."
 
@@ -33,6 +33,9 @@ def adapt(
     ] = None,
     descriptions: Annotated[Path | None, typer.Option(help=DESCRIPTIONS)] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 … or auto.")] = "auto",
+    other: Annotated[
+        list[str] | None, typer.Option("--other", help="For a model that talks: data on which it should stay as it was.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the adapted model in the folder.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the ways.")] = False,
     as_json: JsonOption = False,
@@ -62,6 +65,7 @@ def adapt(
     from diptych.choose.towers import TOWER_WAYS
     from diptych.choose.ways import WAYS, way_named
     from diptych.cli.choose.display import StepsDisplay
+    from diptych.cli.choose.tuned import tune_and_tell, tunes
     from diptych.cli.results import print_json
     from diptych.config.overrides import parse_overrides
     from diptych.core.files import write_text
@@ -76,6 +80,13 @@ def adapt(
 
     folder = out or Path("runs") / f"adapted-{way.rpartition(':')[2]}"
     given = parse_overrides(set_ or [])
+    if tunes(model, way):
+        if shots is not None or descriptions is not None:
+            raise DiptychError("--shots and --descriptions are for classes; a model that talks learns from conversations")
+        tune_and_tell(model, way, data, folder, other or [], seed, budget, given, as_json)
+        return
+    if other:
+        raise DiptychError("--other: for a model that talks, hf:NAME, tuned by --way lora, dora or full")
     if way in MAP_WAYS:
         if has_classes(data):
             raise DiptychError(f"--way {way} is for captions, and {data} has classes; for these there are {', '.join(WAYS)}")
@@ -140,12 +151,14 @@ def _list() -> None:
     from rich.table import Table
 
     from diptych.choose.maps import MAP_WAYS
+    from diptych.choose.talk import CHAT_WAYS
     from diptych.choose.towers import TOWER_WAYS
     from diptych.choose.ways import WAYS
 
     table = Table("way", "for", "what it does", box=None, header_style="bold")
     known: list[tuple[str, Any]] = [*(("classes", w) for w in WAYS.values()), *(("captions", w) for w in MAP_WAYS.values())]
     known += [(f"{w.learns}, training a tower", w) for w in TOWER_WAYS.values()]
+    known += [("conversations, of a model that talks", w) for w in CHAT_WAYS.values()]
     for what, cls in known:
         table.add_row(f"[bold]{cls.name}[/]", what, f"{cls.about}\n[dim]{cls.cite}[/]" if cls.cite else cls.about)
     Console().print(table)

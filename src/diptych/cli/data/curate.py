@@ -13,6 +13,7 @@ from diptych.cli.data.pool import pool
 from diptych.cli.options import DATA
 from diptych.cli.results import print_json
 from diptych.core.errors import counted
+from diptych.core.progress import live
 
 if TYPE_CHECKING:
     from diptych.curation.diff import Diff
@@ -210,7 +211,7 @@ class _Display:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         console = Console(stderr=True)
-        self.live = console.is_terminal
+        self.live = live(console)
         words = TextColumn("{task.description}")
         self.progress = Progress(
             words, BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), console=console

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from diptych.cli.models.shown import check_there, clips_of_files, listed, of_files, reads_clips
-from diptych.cli.options import DATA
+from diptych.cli.options import DATA, FewerOption
 from diptych.core.errors import DiptychError, counted
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def caption(
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: words that occurred before become less likely.")] = 1.0,
     stop: Annotated[list[str] | None, typer.Option(help="A string that ends a text; it is not part of it.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampling.")] = 0,
+    fewer: FewerOption = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 … or auto.")] = "auto",
     json_: Annotated[bool, typer.Option("--json", help="Print one list as JSON.")] = False,
 ) -> None:
@@ -81,9 +82,10 @@ def caption(
     check_there(images or [])
 
     from diptych.cli.results import print_json
+    from diptych.inference.fewer.open import address_of
     from diptych.inference.load import load
 
-    model = load(run, device)
+    model = load(address_of(run, fewer), device)
     if "generate" not in model.capabilities:
         raise DiptychError(f"{run} cannot caption; it can: {', '.join(sorted(model.capabilities))}. Train coca, for one")
     if examples and "examples" not in model.capabilities:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from diptych.cli.models.shown import check_there, conversed
+from diptych.cli.options import FewerOption
 from diptych.core.errors import DiptychError
 
 
@@ -26,6 +27,7 @@ def chat(
     ] = None,
     top_p: Annotated[float | None, typer.Option(max=1, help="Draw among the likeliest words with this total probability.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampling.")] = 0,
+    fewer: FewerOption = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 … or auto.")] = "auto",
     frames: Annotated[
         int,
@@ -47,12 +49,13 @@ def chat(
     check_there(images)
 
     from diptych.cli.results import print_json
+    from diptych.inference.fewer.open import address_of
     from diptych.inference.generate import Decoding
     from diptych.inference.load import load
 
     drawn = {k: v for k, v in {"temperature": temperature, "top_p": top_p}.items() if v is not None}
     decoding = {**drawn, "seed": seed} if Decoding(**drawn).samples else drawn  # type: ignore[arg-type]
-    model = load(run, device)
+    model = load(address_of(run, fewer), device)
     if not {"prompt", "generate"} <= model.capabilities:
         raise DiptychError(
             f"{run} follows no prompts; it can: {', '.join(sorted(model.capabilities))}. Train llava-instruct, for one"

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from diptych.core.errors import DiptychError
+from diptych.core.sample import Turn
 from diptych.data.conversations.template import Chat
 from diptych.data.conversations.turns import Mistake, captioned, check_images
+from diptych.data.preferences import preference_of
 from diptych.data.source import BrokenItem, Source
 
 FIRST = 256  # samples that are read of a source that draws them
@@ -41,7 +43,10 @@ def _conversations(source: Any) -> Iterator[tuple[str, Any, int]]:
             yield from _conversations(part)
     elif hasattr(source, "conversation"):
         for i in range(len(source)):
-            yield source.conversation(i)
+            name, turns, images = source.conversation(i)
+            yield name, turns, images
+            if hasattr(source, "rejected"):  # a pair of answers
+                yield name, [*turns[:-1], Turn("assistant", source.rejected(i))], images
     else:
         for i in range(min(FIRST, len(source))):
             try:
@@ -50,5 +55,7 @@ def _conversations(source: Any) -> Iterator[tuple[str, Any, int]]:
                 continue
             if sample.turns:
                 yield sample.id, sample.turns, len(sample.images)
+                if pair := preference_of(sample):
+                    yield sample.id, [*sample.turns[:-1], Turn("assistant", pair.rejected)], len(sample.images)
             elif sample.image is not None:
                 yield from ((sample.id, captioned(caption), 1) for caption in sample.captions)

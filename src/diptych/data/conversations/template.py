@@ -136,11 +136,7 @@ class Chat:
         no place for it.
         """
         turns = [self.identified(turn) for turn in turns]
-        if turns[0].role != "system" or self.writes_system:
-            return list(turns)
-        if len(turns) < 2:
-            raise Mistake("a system turn alone")
-        return [Turn(turns[1].role, f"{turns[0].text}\n\n{turns[1].text}"), *turns[2:]]
+        return turns if turns[0].role != "system" or self.writes_system else without_system(turns)
 
     def words(self) -> list[str]:
         """What the template itself writes."""
@@ -152,26 +148,7 @@ class Chat:
         not.
         """
         turns = self.fitted(turns)
-        whole = self._written(turns, ask)
-        result = []
-        for i, turn in enumerate(turns):
-            if turn.role != "assistant":
-                continue
-            before, after = self._written(turns[:i], ask=True), self._written(turns[: i + 1])
-            for part, longer in ((before, after), (after, whole)):
-                if not longer.startswith(part):
-                    at = next(
-                        (k for k, (a, b) in enumerate(zip(part, longer, strict=False)) if a != b), min(len(part), len(longer))
-                    )
-                    raise Mistake(
-                        f"template mismatch at turn {i + 1}: the text rendered up to there is not the beginning of the whole: "
-                        f"{part[max(at - 20, 0) : at + 20]!r} against {longer[max(at - 20, 0) : at + 20]!r}; use a template "
-                        "that only appends"
-                    )
-            bare = after.rstrip()
-            ended = len(bare) > len(before) and not bare.endswith(turn.text.rstrip())
-            result.append((len(before), len(bare) if ended else len(after)))
-        return whole, result
+        return answer_spans(self._written, turns, ask)
 
     def document(self, turns: Sequence[Turn], ask: bool = False) -> Document:
         """A whole conversation, of any length. ask: end it where an answer is to be written."""
@@ -235,3 +212,39 @@ def expanded(document: Document, counts: Iterable[int]) -> Document:
         ids += [i] * n
         learned += [learn] * n
     return Document(ids, learned, document.images, document.cut)
+
+
+def without_system(turns: Sequence[Turn]) -> list[Turn]:
+    """The turns with the text of the system turn at the start of the first question. Mistake if there is none."""
+    if len(turns) < 2:
+        raise Mistake("a system turn alone")
+    return [Turn(turns[1].role, f"{turns[0].text}\n\n{turns[1].text}"), *turns[2:]]
+
+
+def answer_spans(
+    written: Callable[[Sequence[Turn], bool], str], turns: Sequence[Turn], ask: bool = False, line_ends: bool = False
+) -> tuple[str, list[tuple[int, int]]]:
+    """The whole as text, and the start and end of each answer in it.
+
+    written(turns, ask): the turns by a chat template; ask: up to where an answer is to be written. The end mark of an answer is
+    part of it; line_ends: the line ends after it too. Mistake for a template that rewrites earlier turns.
+    """
+    whole = written(turns, ask)
+    result = []
+    for i, turn in enumerate(turns):
+        if turn.role != "assistant":
+            continue
+        before, after = written(turns[:i], True), written(turns[: i + 1], False)
+        for part, longer in ((before, after), (after, whole)):
+            if not longer.startswith(part):
+                at = next((k for k, (a, b) in enumerate(zip(part, longer, strict=False)) if a != b), min(len(part), len(longer)))
+                raise Mistake(
+                    f"template mismatch at turn {i + 1}: the text rendered up to there is not the beginning of the whole: "
+                    f"{part[max(at - 20, 0) : at + 20]!r} against {longer[max(at - 20, 0) : at + 20]!r}; use a template "
+                    "that only appends"
+                )
+        bare = after.rstrip()
+        ended = len(bare) > len(before) and not bare.endswith(turn.text.rstrip())
+        kept = after.rstrip(" \t") if line_ends else bare  # a space may be one token with the words that follow it
+        result.append((len(before), len(kept) if ended else len(after)))
+    return whole, result

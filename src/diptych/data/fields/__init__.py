@@ -23,8 +23,10 @@ Kinds that a recipe has to declare (``data.fields: {segments: {kind: segments}}`
 | ``captions`` | several texts of each sample, or the sentences of them: ``Texts`` with owner rows |
 | ``nouns`` | nouns of the caption that is read, in prompts: ``Texts`` with owner rows |
 | ``wrong`` | wrong versions of the caption that is read, by kind: ``WrongTexts`` with owner rows |
+| ``preferences`` | a question with a right and a wrong answer: ``Pairs``; its ``images`` is an image field |
 | ``concepts`` | the concepts of the source, the same in every batch: ``Labels``, whose ``classes`` is a text field |
 | ``grounded``, ``annotated`` | the caption with boxes as location tokens, or with a list of them; under the name ``text`` |
+| ``dialogue`` | conversations by the processor of a model of transformers (``DialogueModel``): ``Dialogue`` |
 
 ``unpaired_image`` and ``unpaired_text`` are images and texts without a partner (``data.unpaired``). A recipe declares its own field
 by ``data.fields: {sound: package.module:SoundField}``, and options by ``{video: {kind: video, frames: 4}}``.
@@ -71,9 +73,11 @@ DECLARED: dict[str, Any] = {  # kinds that no field has by its name alone
     "captions": CaptionsField,
     "nouns": NounsField,
     "concepts": ConceptsField,
+    "preferences": "diptych.data.fields.preferences:PreferencesField",
     "wrong": "diptych.data.fields.wrong:WrongField",
     "grounded": "diptych.data.fields.grounded:GroundedField",
     "annotated": "diptych.data.fields.grounded:AnnotatedField",
+    "dialogue": "diptych.data.fields.dialogue:DialogueField",
 }
 UNPAIRED = {"unpaired_image": "image", "unpaired_text": "text"}  # fields of samples that have nothing else
 

@@ -72,6 +72,7 @@ class Field:
     their kinds.
     derived: whether it is made of other fields if a source has none. made_of: fields of which it is made for a sample without it.
     added: columns of a packed value that a version of the format added, by its number; older shards do not have them.
+    talks: whether it is laid out by a language model's chat template (``Context.chat``).
     drawn: whether ``fit`` draws at random, so that its result must not be kept. moves: whether it moves the pixels of the sample's
     image in a way that boxes cannot follow. sides: fields of regions in the same batch: the image is not flipped where one of their
     phrases speaks of left or right (set by the loader).
@@ -82,6 +83,7 @@ class Field:
     derived: ClassVar[bool] = False
     made_of: ClassVar[tuple[str, ...]] = ()
     added: ClassVar[Mapping[int, tuple[str, ...]]] = {}
+    talks: ClassVar[bool] = False
     drawn = False
     moves = False
     sides: tuple[str, ...] = ()

@@ -18,16 +18,25 @@ from diptych.data.conversations.template import Chat, Document
 from diptych.data.conversations.turns import Mistake, captioned, check_images
 from diptych.data.fields.base import Context, Draw, Field, grey, stacked
 from diptych.data.fields.tiles import Preparing, preparing_of
+from diptych.data.ocr import open_prompt, told
 from diptych.data.source import BrokenItem, Problem
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
+class Shown(list[np.ndarray]):
+    """The images of a conversation, and the words that a reader saw in each (``told``; none without a reader)."""
+
+    told: tuple[str, ...] = ()
+
+
 class TurnsField(Field):
     """``Conversation`` → ``Turns``. A sample that has only captions becomes a request to describe its image.
 
     identifiers: what the chat template writes before a user's words, to say the task (``Chat``), such as {"": "[vqa]"}.
+    reader: the text that a reader sees in each picture becomes part of the prompt, in training and when the model is asked: a kind,
+    or {kind: …} with options (``data.ocr``). It reads the picture as the source has it, before it is resized.
     preparing: how images are cut or scaled (``fields.tiles``); None: to squares of one size.
     pack: several conversations share a row of ``chat.room`` tokens. Conversations are packed within a batch, so a batch has the
     same samples whether packed or not.
@@ -36,6 +45,7 @@ class TurnsField(Field):
     kind = "turns"
     inner = {"images": "image"}  # noqa: RUF012 - never changed
     derived = True
+    talks = True
 
     def __init__(
         self,
@@ -48,8 +58,10 @@ class TurnsField(Field):
         preparing: Preparing | None = None,
         *,
         identifiers: dict[str, str] | None = None,
+        reader: str | dict[str, Any] | None = None,
     ):
         super().__init__(name)
+        self.reader = open_prompt(reader, where.removesuffix(", "))
         self.where, self.preparing = where, preparing
         chat.identifiers = identifiers or chat.identifiers
         self.chat, self.size, self.augment, self.packs = chat, size, augmenter(augment, size), pack
@@ -77,9 +89,13 @@ class TurnsField(Field):
         if not sample.turns and (sample.image is None or not sample.captions):
             raise BrokenItem(sample.id, "no conversation, and no image with a caption")
         if self.preparing is not None:
-            return [self.preparing(image) for image in sample.images]
-        numbers, words = rng(), [turn.text for turn in sample.turns] or sample.captions
-        return [self.augment(image, numbers, words) for image in sample.images]
+            shown = Shown(self.preparing(image) for image in sample.images)
+        else:
+            numbers, words = rng(), [turn.text for turn in sample.turns] or sample.captions
+            shown = Shown(self.augment(image, numbers, words) for image in sample.images)
+        if self.reader is not None:
+            shown.told = tuple(self.reader.of_sample(sample))
+        return shown
 
     def rest(self, sample: Sample) -> Sample:
         """The sample as it is kept next to the fitted values: without its large fields."""
@@ -104,9 +120,11 @@ class TurnsField(Field):
         sample, turns = row.sample, row.sample.turns
         if not turns:
             turns = captioned(sample.captions[row.caption])
+        shown = row.fitted[self.name]
         try:
-            check_images(turns, len(row.fitted[self.name]))
-            lesson = self.chat.lesson(turns, row.fitted[self.name])
+            check_images(turns, len(shown))
+            turns = told(turns, shown.told) if self.reader is not None else turns
+            lesson = self.chat.lesson(turns, shown)
         except Mistake as mistake:
             raise DiptychError(f"{self.where}{sample.id}: {mistake}") from None
         if lesson.cut:

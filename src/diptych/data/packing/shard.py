@@ -223,8 +223,9 @@ def _is_plain_jpeg(data: bytes, image: np.ndarray) -> bool:
 
 
 def _scaled(extra: dict[str, Any], x: float, y: float) -> dict[str, Any]:
-    """Extras with ``boxes`` scaled, whether plain or under the key ``box``, and those of ``tracks``."""
-    if (x == 1 and y == 1) or not (extra.get("boxes") or extra.get("tracks")):
+    """Extras with ``boxes`` and ``words`` scaled, whether plain or under the key ``box``, and those of ``tracks``."""
+    lists = [name for name in ("boxes", "words") if extra.get(name)]
+    if (x == 1 and y == 1) or not (lists or extra.get("tracks")):
         return extra
 
     def scaled(box: Any) -> Any:
@@ -236,8 +237,8 @@ def _scaled(extra: dict[str, Any], x: float, y: float) -> dict[str, Any]:
         return box
 
     more: dict[str, Any] = {}
-    if extra.get("boxes"):
-        more["boxes"] = [scaled(box) for box in extra["boxes"]]
+    for name in lists:
+        more[name] = [scaled(box) for box in extra[name]]
     if extra.get("tracks"):
         more["tracks"] = [{**track, "boxes": [scaled(box) for box in track["boxes"]]} for track in extra["tracks"]]
     return {**extra, **more}

@@ -7,15 +7,21 @@ from diptych.data.scenes.clips import Clips
 from diptych.data.scenes.drawn import Drawn
 from diptych.data.scenes.grounding.source import RegionScenes
 from diptych.data.scenes.source import Scenes
+from diptych.data.scenes.texts.source import TextScenes
 from diptych.data.scenes.world import OF_CLIPS, parse
 
-__all__ = ["Albums", "Clips", "Drawn", "RegionScenes", "Scenes", "open_scenes"]
-OTHERS = {"clips": Clips, "albums": Albums, "regions": RegionScenes}  # worlds of other things than single pictures
+__all__ = ["Albums", "Clips", "Drawn", "RegionScenes", "Scenes", "TextScenes", "open_scenes"]
+OTHERS = {
+    "clips": Clips,
+    "albums": Albums,
+    "regions": RegionScenes,
+    "text": TextScenes,
+}  # worlds of other things than single pictures
 
 
 def open_scenes(address: str) -> Scenes:
-    """``scenes:``, ``scenes:small``, ``scenes:full?size=96&split=test`` …; ``scenes:clips`` ``scenes:albums`` and
-    ``scenes:regions`` give ``Clips``, ``Albums`` and ``RegionScenes``, ``scenes:clips?actions=all`` gives ``ActionClips``.
+    """``scenes:``, ``scenes:small``, ``scenes:full?size=96`` …; ``scenes:clips``, ``scenes:albums``, ``scenes:regions`` and
+    ``scenes:text`` give ``Clips``, ``Albums``, ``RegionScenes`` and ``TextScenes``, ``scenes:clips?actions=all`` ``ActionClips``.
 
     DiptychError for an unknown preset or option.
     """

@@ -32,6 +32,13 @@ _LATER = (
     "wrong",
     "masks",
     "named",
+    "signs",
+    "vocabulary",
+    "smallest",
+    "largest",
+    "notes",
+    "numbers",
+    "transcribe",
 )  # options that were added after the first worlds had been published
 TRAIN_LENGTH, HELD_OUT_LENGTH = 2**31 - 1, 10_000
 
@@ -71,6 +78,13 @@ class World:
     wrong: int = 0  # of scenes:regions: wrong versions of each phrase
     named: int = 0  # of scenes:regions: 1: every object is a region with its colour and name as phrase, which others may share
     masks: int = 0  # 1: regions have the mask of their visible pixels
+    signs: int = 0  # of scenes:text: how many signs and labelled things a picture shows at most
+    vocabulary: int = 0  # of scenes:text: how many words training reads
+    smallest: int = 0  # of scenes:text: the least height of print in pixels; 0: a twentieth of the picture
+    largest: int = 0  # of scenes:text: the greatest; 0: a seventh of the picture
+    notes: float = 0.0  # of scenes:text: chance of small print at the bottom
+    numbers: float = 0.0  # of scenes:text: chance that a sign or label has a number
+    transcribe: int = 0  # of scenes:text: 1: conversations are one request to read everything
 
     def __post_init__(self) -> None:
         most = len(all_concepts()) * 10 // 11
@@ -81,6 +95,8 @@ class World:
             **{"told": (0, 3), "zipf": (0, 4), "habit": (0, 1), "ask": (0, 16), "backwards": (0, 1)},
             **{"clip_frames": (0, 1024), "events": (0, 32), "things": (0, 24), "distractors": (0, 8)},
             **{"tiny": (0, 1), "crowded": (0, 0.6), "wrong": (0, 20), "masks": (0, 1), "named": (0, 1)},
+            **{"signs": (0, 6), "vocabulary": (0, 1000), "smallest": (0, 128), "largest": (0, 256)},
+            **{"notes": (0, 1), "numbers": (0, 1), "transcribe": (0, 1)},
         }
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
@@ -185,15 +201,21 @@ PRESETS: dict[str, dict[str, Any]] = {
         **{"size": 64, "concepts": 12, "colours": 6, "natural": 0.0, "frames": 2},
         **{"things": 6, "distractors": 2, "wrong": 3, "masks": 1},
     },
+    "text": {
+        **{"size": 96, "concepts": 12, "colours": 6, "natural": 0.0, "frames": 2, "full": 2},
+        **{"signs": 3, "vocabulary": 100, "notes": 0.5, "numbers": 0.25},
+    },
 }
 # Options of the worlds that do not draw single pictures; the other options have no effect there.
 _COMMON = ("size", "concepts", "colours", "natural", "seed", "split", "length", "zipf", "ask", "habit")
 OF_CLIPS = ("actions", "clip_frames", "events", "backwards")
 OF_REGIONS = ("things", "distractors", "tiny", "crowded", "wrong", "named")
+OF_TEXT = ("signs", "vocabulary", "smallest", "largest", "notes", "numbers", "transcribe")
 ONLY = {
     "clips": (*_COMMON, "full", *OF_CLIPS),
     "albums": (*_COMMON, "max_objects"),
     "regions": (*(name for name in _COMMON if name not in ("natural", "ask")), "frames", "masks", *OF_REGIONS),
+    "text": ("size", "concepts", "colours", "seed", "split", "length", "ask", "frames", "full", *OF_TEXT),
 }
 
 
@@ -210,7 +232,7 @@ def parse(address: str) -> World:
     for part in query.split("&") if query else []:
         pairs = parse_qsl(part, keep_blank_values=True)
         name, text = pairs[0] if pairs else ("", "")
-        known = ONLY.get(preset, tuple(name for name in types if name not in (*OF_CLIPS, *OF_REGIONS)))
+        known = ONLY.get(preset, tuple(name for name in types if name not in (*OF_CLIPS, *OF_REGIONS, *OF_TEXT)))
         if name not in known:
             raise DiptychError(f"'{address}': no option '{name}'{nearest(name, known)}")
         try:

@@ -2,7 +2,7 @@
 
 | address | data |
 |---|---|
-| ``scenes:…`` | the built-in world: images; ``scenes:clips``: clips; ``scenes:albums``: documents |
+| ``scenes:…`` | the built-in world: images; ``scenes:clips``: clips; ``scenes:albums``: documents; ``scenes:text``: print |
 | ``folder:photos/`` | images with .txt or .json next to them, or one ``captions.jsonl``/``metadata.csv`` |
 | ``csv:table.csv?image=file&caption=text`` | a table (.csv, .tsv) with image paths and captions; ``jsonl:`` likewise |
 | ``parquet:data/*.parquet`` | image bytes or paths and captions |
@@ -29,7 +29,10 @@
 | ``repeated:scenes:small?items=100&share=0.5`` | some of its samples repeated many times among new ones |
 | ``control:scenes:small?shuffle=text`` | one field of another sample, or blank (``blank=image``) |
 | ``shots:classes:my/parts?shots=16&seed=0`` | a few pictures of each class, for adapting a model |
+| ``pages:all``, ``pages:ocr,table?ask=3`` | rendered pages with known trees, and tasks on them |
 | ``facts:scenes:small?repeat=2`` | facts and captions of scenes in words, without pictures, for language models |
+| ``preferences:scenes:small``, ``preferences:FILE.jsonl?images=DIR`` | a question with a right and a wrong answer |
+| ``instruct:scenes:small?kinds=count,refuse`` | conversations about scenes with exact truth, of chosen kinds |
 | ``stills:scenes:small?n=4`` | clips made of stills: several pairs one after the other |
 | ``joined:scenes:clips?n=3`` | long clips made of several, one after the other |
 | ``index:my.index``, ``index:my.index?selection=NAME`` | the pictures of an index, or a selection of them (``diptych index``) |
@@ -76,6 +79,9 @@ SCHEMES = {
     "control": "diptych.data.control:Control",
     "shots": "diptych.data.subsets.shots:Shots",
     "facts": "diptych.data.scenes.facts:Facts",
+    "preferences": "diptych.data.preferences.source:open_preferences",
+    "instruct": "diptych.data.scenes.instruct.source:Instructions",
+    "pages": "diptych.data.pages:Pages",
     "stills": "diptych.data.subsets.stills:Stills",
     "joined": "diptych.data.subsets.joined:Joined",
     "index": "diptych.index.source:IndexSource",

@@ -14,8 +14,10 @@ import threading
 import time
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 from diptych.core.errors import DiptychError
+from diptych.data.storage.patience import patiently
 
 DEFAULT_SIZE = 20_000_000_000
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -60,8 +62,8 @@ def local_copy(url: str, needed: bool = False) -> str:
     with _lock:
         known = _names.get(url)
     if known is None:
-        info = fs.info(path)
-        known = (blake2b(f"{url} {fs.ukey(path)}".encode(), digest_size=20).hexdigest(), int(info.get("size") or 0))
+        info, key = patiently(lambda: (fs.info(path), fs.ukey(path)))
+        known = (blake2b(f"{url} {key}".encode(), digest_size=20).hexdigest(), int(info.get("size") or 0))
         with _lock:
             _names[url] = known
     name, size = known
@@ -83,8 +85,7 @@ def local_copy(url: str, needed: bool = False) -> str:
             raise DiptychError(f"{url} must be copied to {cache_directory()}: {error.strerror}") from error
         return ""
     try:
-        fs.get_file(path, temporary)
-        arrived = os.path.getsize(temporary)
+        arrived = patiently(lambda: _fetched(fs, path, temporary, size))
         os.replace(temporary, copy)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -96,6 +97,15 @@ def local_copy(url: str, needed: bool = False) -> str:
         Path(temporary).unlink(missing_ok=True)
     _make_room(cache_directory() / "files", arrived, limit)
     return str(copy)
+
+
+def _fetched(fs: Any, path: str, to: str, size: int) -> int:
+    """Copies a file, and returns its bytes; EOFError if fewer arrived than there are."""
+    fs.get_file(path, to)
+    arrived = os.path.getsize(to)
+    if arrived < size:
+        raise EOFError(f"{path}: {arrived} of {size} bytes arrived")
+    return arrived
 
 
 def _make_room(directory: Path, arrived: int, limit: int) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from diptych.core.errors import DiptychError
+from diptych.data.storage.patience import opened, patiently
 
 _PACKERS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}  # by a file's first bytes
 
@@ -76,7 +77,7 @@ def exists(url: str) -> bool:
     if is_local(url):
         return os.path.exists(url)
     fs, path = filesystem(url)
-    return bool(fs.exists(path))
+    return bool(patiently(lambda: fs.exists(path)))
 
 
 def is_directory(url: str) -> bool:
@@ -84,7 +85,7 @@ def is_directory(url: str) -> bool:
     if is_local(url):
         return os.path.isdir(url)
     fs, path = filesystem(url)
-    return bool(fs.isdir(path))
+    return bool(patiently(lambda: fs.isdir(path)))
 
 
 def open_file(url: str) -> Any:
@@ -94,7 +95,7 @@ def open_file(url: str) -> Any:
         if here:
             return open(here, "rb")
         fs, path = filesystem(url)
-        return fs.open(path, "rb")
+        return opened(fs, path)
     except FileNotFoundError as error:
         raise DiptychError(f"{url}: there is no such file") from error
     except OSError as error:
@@ -110,8 +111,8 @@ def read(url: str, start: int = 0, length: int | None = None) -> bytes:
             return file.read(-1 if length is None else length)
     fs, path = filesystem(url)
     if start == 0 and length is None:
-        return bytes(fs.cat_file(path))
-    return bytes(fs.cat_file(path, start=start, end=None if length is None else start + length))
+        return patiently(lambda: bytes(fs.cat_file(path)))
+    return patiently(lambda: bytes(fs.cat_file(path, start=start, end=None if length is None else start + length)))
 
 
 def _copy(url: str) -> str:
@@ -145,14 +146,14 @@ def find(directory: str) -> list[str]:
     """Paths of all files below ``directory``, relative to it, sorted; hidden ones left out."""
     fs, root = filesystem(directory)
     root = root.rstrip("/")
-    paths = (path[len(root) + 1 :] for path in fs.find(root))
+    paths = (path[len(root) + 1 :] for path in patiently(lambda: fs.find(root)))
     return sorted(p for p in paths if not any(part.startswith((".", "__MACOSX")) for part in p.split("/")))
 
 
 def subfolders(directory: str) -> list[str]:
     """Names of the folders directly in a directory, sorted; hidden ones left out."""
     fs, root = filesystem(directory)
-    result = (name(entry["name"]) for entry in fs.ls(root, detail=True) if entry["type"] == "directory")
+    result = (name(entry["name"]) for entry in patiently(lambda: fs.ls(root, detail=True)) if entry["type"] == "directory")
     return sorted(n for n in result if not n.startswith((".", "__MACOSX")))
 
 
@@ -164,7 +165,7 @@ def expand(pattern: str) -> list[str]:
             urls.append(url)
         else:
             fs, path = filesystem(url)
-            result = sorted(fs.glob(path))
+            result = sorted(patiently(lambda fs=fs, path=path: fs.glob(path)))
             urls += result if is_local(url) else [fs.unstrip_protocol(f) for f in result]
     return list(dict.fromkeys(os.path.relpath(u) if is_local(u) and not os.path.isabs(pattern) else u for u in urls))
 
@@ -244,7 +245,8 @@ def stamps(urls: Iterable[str]) -> dict[str, str | None]:
     for directory, members in remote.items():
         fs, path = filesystem(directory)
         try:
-            present = {posixpath.basename(e["name"]) for e in fs.ls(path, detail=True) if e["type"] == "file"}
+            entries = patiently(lambda fs=fs, path=path: fs.ls(path, detail=True))
+            present = {posixpath.basename(e["name"]) for e in entries if e["type"] == "file"}
         except FileNotFoundError:
             present = set()
         result.update((url, "" if name(url) in present else None) for url in members)

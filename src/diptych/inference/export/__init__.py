@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from diptych.core.errors import DiptychError
-from diptych.core.files import write_atomically, write_json
+from diptych.core.files import read_json_or, write_atomically, write_json
 from diptych.data.conversations.turns import DESCRIBE
 from diptych.inference.export.card import model_card
+from diptych.inference.foreign.tuned import REQUEST
+from diptych.inference.onnx.files import digest
 from diptych.inference.run import TrainedModel
-from diptych.interop import family_for
+from diptych.interop import Family, family_for
+from diptych.interop.families import whole
+from diptych.interop.families.whole import whole_model
 from diptych.training.run_files import RunFiles
 
-MARK = "export.json"  # marks a directory that may be replaced
+MARK = "export.json"  # marks a directory that may be replaced; training.start.exported reads it
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,13 @@ def export(
     out = out or run / "export" / (architecture or to)
     refuse_foreign(out)
     trained = TrainedModel.load(run, "cpu", checkpoint=checkpoint)
-    trained.model.merge_adapters(but="lm")  # its adapters may be written separately
-    family = family_for(to, trained.recipe, trained.model, trained.objectives, architecture)
+    if whole_model(trained.model) is None:
+        trained.model.merge_adapters(but="lm")  # its adapters may be written separately
+        family = family_for(to, trained.recipe, trained.model, trained.objectives, architecture)
+    else:
+        family = _whole(to, architecture, run)
+        if not adapters:
+            trained.model.merge_adapters()
     warnings = tuple(family.warnings(trained.model))
     made = Exported(out, to, family.architecture, str(run), checkpoint, str(trained.key), adapters, warnings)
 
@@ -66,11 +75,24 @@ def export(
         directory.mkdir()
         notes = family.write(directory, trained.model, trained.objectives, str(out) if adapters else "")
         notes = [*notes, *(f"{note[0].upper()}{note[1:]}." for note in warnings)]
+        files = {p.relative_to(directory).as_posix(): digest(p) for p in sorted(directory.rglob("*")) if p.is_file()}
         (directory / "README.md").write_text(model_card(run, trained, made, notes), encoding="utf-8")
-        write_json(directory / MARK, {**_plain(made), **({"caption": DESCRIBE if trained.answering else ""} if lm else {})})
+        asks = {"caption": DESCRIBE if trained.answering else ""} if lm else {}
+        if whole_model(trained.model) is not None:  # prompts are those of the model's own template
+            asks = {"whole": True, **read_json_or(run / REQUEST, {})}
+        write_json(directory / MARK, {**_plain(made), **asks})
+        prompt = {"caption": DESCRIBE if trained.answering else ""} if lm else {}
+        write_json(directory / MARK, {**_plain(made), **prompt, "use": notes, "files": files})
 
     write_atomically(out, write)
     return made
+
+
+def _whole(to: str, architecture: str, run: Path) -> Family:
+    """The family of a tuned model of transformers. DiptychError for another format or class than its own."""
+    if to != "transformers" or architecture:
+        raise DiptychError(f"{run}: a tuned model of transformers is exported as its own class; leave out --to and --architecture")
+    return whole.FAMILY
 
 
 def refuse_foreign(out: Path) -> None:

@@ -44,6 +44,8 @@ class Generative(Adapter):
         self.exported = exported(opened.name)
         asks = self.exported.get("caption", CAPTION if self.chats else "")
         self.caption = prompt or asks
+        if self.exported.get("whole"):  # a tuned model of transformers reads prompts as it did before
+            self.exported = {}
         self.key = opened.key(self.model, score, self.caption)
 
     # --- capabilities ---

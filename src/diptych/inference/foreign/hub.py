@@ -46,7 +46,6 @@ def load(
         MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES as DUAL,
     )
 
-    from diptych.inference.foreign.chat import Generative
     from diptych.inference.foreign.dual import DualEncoder
     from diptych.inference.foreign.matching import Matching
     from diptych.inference.foreign.vision import VisionOnly
@@ -65,7 +64,7 @@ def load(
         _only("similarity", score, name)
         return DualEncoder(opened, batch or 64)
     if kind in GENERATIVE or "AutoModelForImageTextToText" in remote:
-        return Generative(opened, batch or 8, score or "likelihood", prompt)
+        return generative(opened, batch or 8, score or "likelihood", prompt)
     if kind in (*VISION, "clip_vision_model"):
         _only("", score, name)
         return VisionOnly(opened, batch or 64)
@@ -79,6 +78,19 @@ def _only(kind: str, score: str, name: str) -> None:
     if score not in ("", kind):
         how = f"it scores by {kind}" if kind else "a vision tower scores no texts"
         raise DiptychError(f"hf:{name}: {how}; remove score={score}")
+
+
+def generative(opened: Opened, batch: int, score: str, prompt: str) -> Model:
+    """A model that writes text; one with a chat template also talks about several pictures."""
+    from diptych.inference.foreign.chat import Generative
+    from diptych.inference.foreign.talk import Talker
+
+    processor = opened.processor()
+    words = getattr(processor, "tokenizer", None)
+    talks = getattr(words, "is_fast", False) and (
+        getattr(processor, "chat_template", None) or getattr(words, "chat_template", None)
+    )
+    return (Talker if talks else Generative)(opened, batch, score, prompt)
 
 
 class Opened:
@@ -101,10 +113,10 @@ class Opened:
             return self.get(kind, dtype=self.dtype).to(self.device).eval()
 
     def processor(self) -> Any:
-        """The processor, loaded at first use."""
-        from transformers import AutoProcessor
+        """The processor."""
+        from diptych.models.pretrained.processor import open_processor
 
-        return self.get(AutoProcessor)
+        return open_processor(self.name, **self.options)
 
     def key(self, model: Any, *settings: Any) -> str:
         """Names weights and settings: the commit on the hub, or a hash of the directory's files."""

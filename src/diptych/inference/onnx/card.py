@@ -6,6 +6,7 @@ from typing import Any
 
 from diptych.core.capabilities import Model
 from diptych.inference.adapted import AdaptedModel
+from diptych.inference.export.card import opening, origin
 from diptych.inference.foreign.conse import Conse
 from diptych.inference.mapped import MappedModel
 from diptych.inference.onnx.certificate import BOUNDS, Certificate
@@ -74,13 +75,10 @@ def _origin(model: Any) -> list[str]:
     while isinstance(model, AdaptedModel | MappedModel):
         model = model.base
     if isinstance(model, TrainedModel):
-        terms = [f"- {name}: {text}" for name, text in licences(model.model.licences).items()]
-        return [
-            f"{model.recipe.about}. Trained on `{model.recipe.data.train}`, of which the terms apply to the weights.",
-            *(["\n".join(terms)] if terms else []),
-            f"Method: {model.recipe.cite or 'none given'}.",
-            f"```yaml\n{model.recipe.to_yaml().strip()}\n```",
-        ]
+        if model.place is None:
+            return [f"{model.recipe.about}. Trained on `{model.recipe.data.train}`. Method: {model.recipe.cite or 'none given'}."]
+        _, *what = opening(model.place, model, "The model in torch")
+        return [*what, *origin(model.place, model, str(model.key))]
     if isinstance(model, Conse):
         names = [model.vision, "minilm"]
         return ["ConSE (Norouzi et al. 2014) of packaged towers:", "\n".join(f"- {n}: {t}" for n, t in licences(names).items())]

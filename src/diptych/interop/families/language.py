@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_json, write_json
@@ -125,6 +126,25 @@ def put_back(whole: Tensor, rows: Tensor, kept: list[int]) -> Tensor:
     return filled
 
 
+def read_back(part: PretrainedLM, inside: State, head: Tensor) -> State:
+    """The weights of a language model under the names of our part, from those of its base class and of its output layer in an
+    export: rows of words that the run does not have are left out. Names are those without adapters.
+    """
+    model = part.lm.model
+    names = {id(module): name for name, module in model.named_modules()}
+    at_head = f"{names[id(model.get_output_embeddings())]}.weight"
+    kept = part.lm.tokenizer.kept.tolist() if isinstance(part.lm.tokenizer, TrimmedTokenizer) else None
+    prefix = f"{model.base_model_prefix}."
+    result: State = {}
+    for name, own in plain_state(model, merged=False).items():
+        value = head if name == at_head else inside.get(name.removeprefix(prefix))
+        if value is not None:
+            if value.shape != own.shape and value.shape[1:] == own.shape[1:]:
+                value = value[: len(own)] if kept is None else value[torch.tensor(kept)]
+            result[f"lm.model.{name}"] = value
+    return result
+
+
 def plain_state(model: Any, merged: bool) -> State:
     """A model's weights under the names that they have without adapters."""
     result = {n.replace(".base_layer.", "."): v.detach() for n, v in model.state_dict().items() if not is_adapters(n)}
@@ -159,17 +179,26 @@ def write_adapters(directory: Path, model: VLM, base: str, inside: str) -> None:
     base: the place of the model that they belong to; inside: its name for the language model's base class, such as
     ``model.language_model``.
     """
-    from safetensors.torch import save_file
-
     lora = lora_of(model)
     if lora is None:
         raise DiptychError("this run has no adapters on its language model (adapters.lm); export it without --adapters")
     own = model.part("lm").lm.model
     prefix = f"{own.base_model_prefix}."
+    save_adapters(directory, lora, own, base, lambda name: f"{inside}.{name.removeprefix(prefix)}")
+
+
+def save_adapters(directory: Path, lora: Injected, own: nn.Module, base: str, named: Callable[[str], str] = str) -> None:
+    """Low-rank adapters as a directory that ``PeftModel.from_pretrained`` reads.
+
+    own: the module that they are in; base: the place of the model that they belong to, in which a layer has the name
+    ``named(its name in own)``.
+    """
+    from safetensors.torch import save_file
+
     weights, targets = {}, set()
     for name, value in own.state_dict().items():
         if is_adapters(name):
-            place = f"{inside}.{name.removeprefix(prefix)}"
+            place = named(name)
             targets.add(place.partition(f".{lora.mark}")[0])
             weights[f"base_model.model.{in_files(place)}"] = value.detach().float().cpu().contiguous().clone()
     for name, value in lora.shared().items():

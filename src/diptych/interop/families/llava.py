@@ -19,7 +19,7 @@ from diptych.core.sample import IMAGE, Turn
 from diptych.data.conversations.template import IMAGE_ID, Chat
 from diptych.data.conversations.turns import question
 from diptych.interop import chat
-from diptych.interop.base import Family, Geometry, Misfit, Same, State, image_processor, save_processor, to_theirs
+from diptych.interop.base import Family, Geometry, Misfit, Same, State, image_processor, save_processor, to_ours, to_theirs
 from diptych.interop.families import language
 from diptych.interop.families.siglip import Siglip
 from diptych.models.connectors.clips import ClipConnector
@@ -51,6 +51,7 @@ class Llava(Family):
     processor = "LlavaProcessor"
     marks: ClassVar[tuple[str, ...]] = (IMAGE,)  # words in place of what is not a word
     towers: ClassVar[tuple[str, ...]] = ("model.vision_tower",)
+    reads: ClassVar[bool] = True
     made_processor: ClassVar[str] = "LlavaProcessor"  # the class that writes the processor's file
     unused: ClassVar[tuple[str, ...]] = ()  # weights of the class that ours have nothing for, and that it does not use for ours
 
@@ -162,6 +163,20 @@ class Llava(Family):
         if adapters:
             language.write_adapters(directory / "adapter", model, adapters, INSIDE)
         return [*words_left_out(words), *(read_otherwise(processor, speaks, words) if speaks else ())]
+
+    def read(self, model: VLM, theirs: State) -> State:
+        """The weights of an export under the names that they have in the exported run's model, without adapters."""
+        lm, connector = model.part("lm"), model.part("connector")
+        result = {f"parts.lm.{k}": v for k, v in language.read_back(lm, inside(theirs, INSIDE), theirs["lm_head.weight"]).items()}
+        result |= read_projector(connector, inside(theirs, "model.multi_modal_projector"), float(lm.scale))
+        tower, vision = inside(theirs, self.towers[0]), model.part("vision")
+        tower = {name.removeprefix("vision_model."): value for name, value in tower.items()}
+        if isinstance(vision, HubTower):
+            own = vision.tower.model.state_dict()
+            names = {name.removeprefix("vision_model."): name for name in own}
+            return result | {f"parts.vision.tower.model.{names[k]}": v for k, v in tower.items() if k in names}
+        shapes = {name: value.shape for name, value in model.state_dict().items()}
+        return result | to_ours({f"vision_model.{k}": v for k, v in tower.items()}, self.entries(model, nn.ModuleDict()), shapes)
 
     def _lengths(self, connector: Any) -> dict[str, Any]:
         """The options of the configuration that depend on the connector."""
@@ -281,6 +296,28 @@ def projector(layers: list[nn.Linear], scale: float) -> State:
         f"{name}.linear_2.weight": (second * scale).contiguous(),
         f"{name}.linear_2.bias": last * scale,
     }
+
+
+def read_projector(connector: Any, theirs: State, scale: float) -> State:
+    """The layers of a connector from those of the class's projector, the inverse of ``projector``; theirs: its weights by name."""
+    layers = linear_layers(connector)
+    result: State = {}
+    names = {id(module): name for name, module in connector.named_modules()}
+    if len(layers) == 1:  # the first of theirs; the second is the identity until something trains it
+        second = theirs["linear_2.weight"] / scale
+        found = [(second @ theirs["linear_1.weight"], second @ theirs["linear_1.bias"] + theirs["linear_2.bias"] / scale)]
+    else:
+        middle = layers[0].out_features
+        first = theirs["linear_1.weight"][:middle], theirs["linear_1.bias"][:middle]
+        found = [first, (theirs["linear_2.weight"][:, :middle] / scale, theirs["linear_2.bias"] / scale)]
+    for layer, (weight, bias) in zip(layers, found, strict=True):
+        result |= {f"parts.connector.{names[id(layer)]}.weight": weight, f"parts.connector.{names[id(layer)]}.bias": bias}
+    return result
+
+
+def inside(state: State, place: str) -> State:
+    """The weights of one module, by their names within it."""
+    return {name.removeprefix(f"{place}."): value for name, value in state.items() if name.startswith(f"{place}.")}
 
 
 def _filled(x: Tensor, rows: int) -> Tensor:

@@ -21,6 +21,7 @@ from diptych.models.adapters.per_class import ClassPrompt
 from diptych.models.adapters.prompt import Prompt
 from diptych.models.adapters.qlora import Qlora
 from diptych.models.adapters.soft_prompt import SoftPrompt
+from diptych.models.adapters.tome import ToMe
 from diptych.models.adapters.vera import Vera
 from diptych.models.part import Part
 
@@ -43,6 +44,7 @@ ADAPTERS: dict[str, Any] = {
     "bottleneck": Bottleneck,
     "llama_adapter": LlamaAdapter,
     "window_lora": "diptych.models.adapters.windows:WindowLora",
+    "tome": ToMe,
 }
 BY_PEFT = ("lora", "dora", "vera", "qlora")  # kinds that need the package
 

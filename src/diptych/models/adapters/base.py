@@ -17,11 +17,13 @@ class Adapter(nn.Module):
     """Subclasses take the part, the ``Build``, the recipe's key for messages, and keyword-only options.
 
     Parameters belong to the adapter, or are in the part under names that contain ``mark`` (as ``peft`` adds them).
-    freezes: whether the part's own weights cannot be trained beside it. An adapter may provide encodings (``core.graph.provides``).
+    freezes: whether the part's own weights cannot be trained beside it. learns: whether it has anything to learn; the weights of a
+    part with adapters that do not are trained as if there were none. An adapter may provide encodings (``core.graph.provides``).
     """
 
     mark: str = ""
     freezes: bool = False
+    learns: bool = True
 
     def __init__(self, part: Part, build: Build, where: str):
         super().__init__()

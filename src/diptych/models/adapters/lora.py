@@ -35,7 +35,7 @@ class Injected(Adapter):
         if any(is_adapters(name) for name, _ in part.named_parameters()):
             raise DiptychError(f"{where}: the part has low-rank adapters already; use one with a higher rank instead of two")
         peft, root = need("peft", extra="adapt", what=where), part.adapted_root
-        config = self.config(targets or linear_layers(part))
+        config = self.config(part.adaptable(targets) or targets or linear_layers(part))
         try:
             self.inject(peft, config, root)
         except (ValueError, TypeError) as error:  # names that no layer has; a layer of a kind that peft cannot adapt

@@ -3,10 +3,12 @@ all frames of a clip."""
 
 from diptych.models.connectors.attending import Perceiver, PlacedQueries
 from diptych.models.connectors.clips import AdaptivePool, EachFrame, FramesAndMean, PooledFrames, VideoQFormer
+from diptych.models.connectors.gradual import GradualMerging
 from diptych.models.connectors.mapping import Mapping
 from diptych.models.connectors.mlp import MLP, Linear, LinearNorm, PerTower, Pooled
 from diptych.models.connectors.pooling import Average, Downsample, Merge, Neighbours, PixelShuffle
 from diptych.models.connectors.queries import CAbstractor, QFormer
+from diptych.models.connectors.rearranging import Rearranged
 from diptych.models.connectors.resampler import Resampler
 from diptych.models.connectors.tiles import AnyResolution, Windows
 
@@ -25,6 +27,8 @@ CONNECTOR = {
     "neighbours": Neighbours,
     "pixel_shuffle": PixelShuffle,
     "merge": Merge,
+    "gradual_merging": GradualMerging,
+    "rearranged": Rearranged,
     "c_abstractor": CAbstractor,
     "q_former": QFormer,
     "resampler": Resampler,

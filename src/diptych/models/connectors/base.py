@@ -19,11 +19,16 @@ class Connector(Part):
 
     ``grid`` is the side of the square of patches, ``tokens`` the number of output tokens. Class tokens are dropped, as in LLaVA.
     placed: whether the output tokens are a square, row by row, each of the patches at its place (``inference.maps``).
+    unplaced: whether it reads any number of patches, in any places. token_wise: whether it gives one token for each of them;
+    at_most: or one for each, if there are fewer than its ``tokens``.
     """
 
     __call__: Callable[..., Tensor]  # what ``forward`` gives; torch says Any
     tokens: int
     placed: bool = False
+    unplaced: bool = False
+    token_wise: bool = False
+    at_most: bool = False
 
     def __init__(self, build: Build):
         super().__init__()
@@ -31,9 +36,16 @@ class Connector(Part):
         vision = build.parts["vision"]
         self.extra, n = int(getattr(vision, "extra", 0)), int(vision.tokens)  # type: ignore[arg-type]
         build.require(getattr(vision, "pooling", "") != "cascade", "it reads patches; parts.vision.pool: cascade gives none")
-        self.grid = math.isqrt(n)
-        build.require(self.grid**2 == n, f"the tower gives {n} patches, which do not form a square")
-        self.tokens = n
+        self.grid, self.tokens = math.isqrt(n), n
+        if getattr(vision, "scattered", False):
+            build.require(
+                self.unplaced,
+                "it reads a square of patches, and the tower merges them (adapter tome); kinds that read any number: mlp, linear, "
+                "linear_norm, merge, resampler, pooled",
+            )
+            self.placed = False
+        else:
+            build.require(self.grid**2 == n, f"the tower gives {n} patches, which do not form a square")
 
     @provides("{image}.prefix", "{image}.tokens")
     def prefix(self, image: Tokens) -> Tensor:

@@ -20,6 +20,8 @@ class MLP(Connector):
     """norm: on the tower's tokens first, since feature maps of convolutional towers have no fixed scale; LLaVA's own has none."""
 
     placed = True
+    unplaced = True
+    token_wise = True
 
     def __init__(self, build: Build, *, depth: int = 2, width: int | None = None, norm: bool = True):
         super().__init__(build)
@@ -68,6 +70,9 @@ class LinearNorm(Connector):
     Eichenberg et al. 2022, arXiv:2112.05253, §3.1; dropout 0.1 is the paper's).
     """
 
+    unplaced = True
+    token_wise = True
+
     def __init__(self, build: Build, *, dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1):
         super().__init__(build)
         self.layer = nn.Linear(self.image_width, self.width)
@@ -83,6 +88,8 @@ class Pooled(Connector):
     """The tower's pooled vector by one linear map to ``tokens`` vectors of the language model (Frozen, Tsimpoukelli et al. 2021,
     §3.1; n = 2 in the paper). norm: a LayerNorm first; the paper has none.
     """
+
+    unplaced = True
 
     def __init__(self, build: Build, *, tokens: Annotated[int, Field(ge=1)] = 2, norm: bool = False):
         super().__init__(build)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from diptych.models.build import Build
 from diptych.models.connectors.base import Connector, perceptron
+from diptych.models.layers.merging import match, merged
 
 
 class Average(Connector):
@@ -95,30 +96,16 @@ class PixelShuffle(Connector):
 def merge(x: Tensor, size: Tensor, r: int) -> tuple[Tensor, Tensor]:
     """Merge the r most similar pairs of tokens (ToMe, Bolya et al. 2023, section 3.1: bipartite soft matching).
 
-    x [B, N, D]; size [B, N, 1], how many patches each token represents; r at most N // 2 → [B, N − r, D] and sizes. Tokens are
-    assigned alternately to two sets; each of the first finds its most similar in the second; the r best pairs become one token
-    each, their mean weighted by size.
+    x [B, N, D]; size [B, N, 1], how many patches each token represents; r at most N // 2 → [B, N − r, D] and sizes.
     """
-    with torch.no_grad():
-        unit = F.normalize(x.float(), dim=-1)
-        best, where = (unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)).max(-1)  # [B, N/2]
-        order = best.argsort(-1, descending=True)
-        kept, gone = order[:, r:].sort(-1).values, order[:, :r]
-        target = where.gather(1, gone)[..., None]  # [B, r, 1]
-    first, second, first_size, second_size = x[:, ::2], x[:, 1::2], size[:, ::2], size[:, 1::2]
-
-    def at(v: Tensor, index: Tensor) -> Tensor:
-        """Rows of v [B, n, D] at an index [B, r]: [B, r, D]."""
-        return v.gather(1, index[..., None].expand(-1, -1, v.shape[-1]))
-
-    moved, moved_size = at(first * first_size, gone), at(first_size, gone)
-    total = second_size.scatter_add(1, target, moved_size)
-    summed = (second * second_size).scatter_add(1, target.expand_as(moved), moved)
-    return torch.cat([at(first, kept), summed / total], 1), torch.cat([at(first_size, kept), total], 1)
+    return merged(x, size, match(x, r))
 
 
 class Merge(Connector):
     """Similar tokens are merged until ``tokens`` are left, then an MLP (token merging, as in SimVLG, Jian et al. 2023)."""
+
+    unplaced = True
+    at_most = True
 
     def __init__(self, build: Build, *, tokens: int = 16, depth: int = 2):
         super().__init__(build)

@@ -28,6 +28,8 @@ class Resampler(Connector):
     clips). 0: none, so that the order of frames has no effect.
     """
 
+    unplaced = True
+
     def __init__(
         self,
         build: Build,

@@ -20,7 +20,8 @@ from diptych.core.errors import DiptychError
 from diptych.core.graph import provides
 from diptych.data.conversations.template import IMAGE_ID, Chat
 from diptych.models.build import Build
-from diptych.models.language.seen import Seen
+from diptych.models.language.preferred import Preferring
+from diptych.models.language.seen import Seen, at_end
 from diptych.models.layers.cache import KVCache, Prefix
 from diptych.models.layers.ragged import ImageTokens, Ragged, behind, flat, padded, real
 from diptych.models.part import Part
@@ -29,12 +30,11 @@ if TYPE_CHECKING:
     from diptych.models.pretrained import CausalLM
 
 
-IMAGE_PROMPTS = ("This photo:", "This image:", "This picture:")
-TEXT_PROMPT, MEANS = "This sentence:", "means:"
+IMAGE_PROMPTS, TEXT_PROMPT, MEANS = ("This photo:", "This image:", "This picture:"), "This sentence:", "means:"
 REMEMBERED = 50_000  # texts with stored embeddings, while nothing in the model learns
 
 
-class PretrainedLM(Part):
+class PretrainedLM(Part, Preferring):
     """A causal language model of transformers.
 
     trim: keep only the vocabulary that the training captions need. prompts: images are embedded as "This photo: … means:", with
@@ -164,7 +164,7 @@ class PretrainedLM(Part):
     @cached_property
     def reads_both(self) -> bool:
         """Whether a caption and an [EOS] after one image can be read in one pass."""
-        return not self.gated and self.lm.branches()
+        return not self.gated and self.lm.pruning is None and self.lm.branches()
 
     @provides(("text.logits", "image.state"), "image.prefix", "text", together="reads_both")
     def logits_and_state(self, prefix: ImageTokens, text: Texts) -> tuple[Tensor, Tensor]:
@@ -206,6 +206,8 @@ class PretrainedLM(Part):
 
     def caption_logits(self, prefix: ImageTokens, ids: Tensor, mask: Tensor) -> Tensor:
         """prefix [B, N, D], ids and mask [B, T] → [B, T − 1, V]; row t predicts text token t + 1."""
+        if self.lm.pruning is not None:  # the image alone: words behind it cannot change what is left of it
+            return self.continue_logits(self.remember(prefix), ids, mask)
         opening = self._opening(prefix)  # [B, P + N, D]
         embeds = torch.cat([opening, self.lm.embed(ids[:, 1:-1])], 1)
         seen = torch.cat([real(opening, prefix), mask[:, 1:-1]], 1)
@@ -220,13 +222,12 @@ class PretrainedLM(Part):
     def remember(self, prefix: ImageTokens) -> Prefix:
         """[BOS] and an image, read once, so that many captions can be tried on it."""
         opening = self._opening(prefix)
-        hidden, past = self.lm.step(opening, real(opening, prefix), seen=self._look_at(prefix))
+        seen = real(opening, prefix)
+        hidden, past = self.lm.step(opening, seen, None, self._look_at(prefix), None if self.gated else at_end(opening, prefix))
         return Prefix(hidden[:, -1:], past)
 
     def image_hidden(self, prefix: ImageTokens) -> Tensor:
-        """The states of the last layer, after its norm, at an image's tokens [B, N, D]; where these are not among the words, at the
-        last word before them [B, 1, D].
-        """
+        """The last layer's normalised states at an image's tokens [B, N, D]; if gated, at the last word before them [B, 1, D]."""
         opening = self._opening(prefix)
         hidden = self.lm.hidden(opening, real(opening, prefix), seen=self._look_at(prefix))
         return hidden[:, -1:] if self.gated else hidden[:, -prefix.shape[1] :]
@@ -285,7 +286,8 @@ class PretrainedLM(Part):
 
         past: the state of earlier input, of one row or of B; these words then begin with an image.
         """
-        hidden, past = self.lm.step(self.words_and_images(ids, shown), mask, past, self._last_seen(ids, shown))
+        words = self.words_and_images(ids, shown)
+        hidden, past = self.lm.step(words, mask, past, self._last_seen(ids, shown), None if self.gated else ids < 0)
         return Prefix(hidden[:, -1:], past)
 
     def start(self, prefix: ImageTokens) -> tuple[Tensor, KVCache]:
@@ -314,9 +316,7 @@ class Gemma(PretrainedLM):
 
 
 class HubLM(PretrainedLM):
-    """A causal language model of transformers: ``from: hf:NAME_OR_PATH`` or a GGUF file, such as Llama, Qwen, Gemma, SmolLM,
-    GPT-2.
-    """
+    """A causal language model of transformers (Llama, Qwen, Gemma, SmolLM, GPT-2 …): ``from: hf:NAME_OR_PATH`` or a GGUF file."""
 
     def __init__(self, build: Build, *, from_: str, trim: bool = True, prompts: bool = False):
         from diptych.models.pretrained import load_causal_lm
@@ -339,9 +339,9 @@ def template_words(tokenizer: Any) -> list[str]:
 
 
 COMMON = (
-    "there is a picture of an the with and no to in on at left right top bottom above below behind front big small one two "
-    "three four five six "
-    "red orange yellow green blue purple pink brown black white man woman people sitting standing large table street sign"
+    "there is a picture of an the with and no to in on at left right top bottom above below behind front big small one two three "
+    "four five six red orange yellow green blue purple pink brown black white man woman people sitting standing large table "
+    "street sign"
 )
 
 
@@ -351,7 +351,7 @@ class RandomLM(PretrainedLM):
     def __init__(self, build: Build, *, width: int = 32, depth: int = 2, prompts: bool = False):
         from diptych.models.pretrained import CausalLM
 
-        # From fixed words, not from the corpus: a checkpoint holds no tokenizer and, while the part is frozen, no weights.
+        # fixed words: a checkpoint holds no tokenizer and, while the part is frozen, no weights
         def open() -> CausalLM:
             """The model with random weights."""
             return CausalLM.random(width=width, depth=depth, texts=[COMMON] * 2)
@@ -362,9 +362,8 @@ class RandomLM(PretrainedLM):
 class Llama(PretrainedLM):
     """A Llama (Touvron et al. 2023) with fresh weights and the run's own tokenizer, to be trained here.
 
-    By default it has the sizes of the recipe's ``size``. depth: layers; hidden: width of the MLPs.
-
-    In another recipe it takes its weights from the run that trained it (``backbones``, or ``weights: RUN?parts=lm``).
+    By default it has the sizes of the recipe's ``size``. depth: layers; hidden: width of the MLPs. In another recipe it takes its
+    weights from the run that trained it (``backbones``, or ``weights: RUN?parts=lm``).
     """
 
     packaged = ()

@@ -13,6 +13,13 @@ import torch
 from torch import Tensor
 
 from diptych.models.layers.cache import Indexed
+from diptych.models.layers.ragged import ImageTokens, Ragged
+
+
+def at_end(words: Tensor, image: ImageTokens) -> Tensor:
+    """Which positions of words [B, L, D] are those of an image [B, N, D] at their end: bool [B, L]."""
+    count = image.counts[:, None] if isinstance(image, Ragged) else image.shape[1]
+    return (torch.arange(words.shape[1], device=words.device) >= words.shape[1] - count).expand(len(words), -1)
 
 
 @dataclass

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 from diptych.models.layers.cache import KVCache, Pair, appended
 from diptych.models.layers.masks import attention_bias, causal_bias, joined
+
+if TYPE_CHECKING:
+    from diptych.models.layers.merging import Merging
 
 WRITTEN_OUT = 2**19  # up to this many entries of a head's attention matrix, the products are computed separately in bf16 on a CPU
 
@@ -186,6 +189,7 @@ class Transformer(nn.Module):
 
     checkpointing = False
     kept: list[Tensor] | None = None  # a list takes what the last block reads (dense features)
+    merging: Merging | None = None  # blocks merge tokens (adapter ``tome``)
     block: type[Block] = Block
 
     def __init__(
@@ -223,6 +227,10 @@ class Transformer(nn.Module):
         """x [B, L, D], context [B, S, context width] → [B, L, D]. before: gives the tokens and the bias that a block reads, from
         its number, counted from 0, and those that the block before it left (``layers.insertion``).
         """
+        if self.merging is not None:
+            assert before is None and context is None, "tokens that are merged have no vectors of adapters among them"
+            x = self.merging.through(self, x, bias)
+            return x if self.bare else self.norm(x)
         for i, block in enumerate(self.blocks):
             if before is not None:
                 x, bias = before(i, x, bias)
@@ -270,10 +278,10 @@ class AttentionPool(nn.Module):
         self.attention = Attention(width, heads, context_width)
         self.norm_out = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x [B, N, context width] → [B, n, width]"""
+    def forward(self, x: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """x [B, N, context width], bias [B, 1, 1, N] added to the logits → [B, n, width]"""
         queries = self.norm_queries(self.queries).expand(x.shape[0], -1, -1)
-        bias = attention_bias(mask, len(self.queries), False, x)
+        bias = joined(attention_bias(mask, len(self.queries), False, x), bias)
         out: Tensor = self.norm_out(self.attention(queries, self.norm(x), bias))
         return out
 
@@ -290,9 +298,9 @@ class CascadePool(nn.Module):
         self.tokens = AttentionPool(width, heads, n, norm_queries=True)
         self.pooled = AttentionPool(width, heads, 1, norm_queries=True)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [B, N, D] → tokens [B, n, D] and pooled [B, D]"""
-        tokens = self.tokens(x)
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x [B, N, D], bias as of ``AttentionPool`` → tokens [B, n, D] and pooled [B, D]"""
+        tokens = self.tokens(x, bias=bias)
         return tokens, self.pooled(tokens)[:, 0]
 
 
@@ -309,8 +317,8 @@ class MapPool(nn.Module):
         hidden = hidden or 4 * width
         self.mlp = nn.Sequential(nn.Linear(width, hidden), ACTIVATIONS[activation](), nn.Linear(hidden, width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [B, N, D] → [B, 1, D]"""
-        x = self.attention(self.query.expand(x.shape[0], 1, -1), x)
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x [B, N, D], bias [B, 1, 1, N] added to the logits → [B, 1, D]"""
+        x = self.attention(self.query.expand(x.shape[0], 1, -1), x, bias)
         x = x + self.mlp(self.norm(x))
         return x

@@ -36,6 +36,7 @@ class KVCache(Indexed):
     own: tuple[Pair, ...] = ()  # of self-attention so far
     cross: tuple[Pair, ...] = ()  # of the context of cross-attention
     mask: Tensor | None = None  # [B, S] bool, False at padding; None: no padding
+    deep: Tensor | None = None  # [B, p] int64: the positions that layers behind a pruned one have, −1: none (``language.pruning``)
     images: Any = None  # the images that gated layers continue to read (``language.seen.Seen``)
 
     @property
@@ -49,7 +50,8 @@ class KVCache(Indexed):
             return self
         own = tuple((k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in self.own)
         mask = None if self.mask is None else self.mask.expand(rows, -1)
-        return replace(self, own=own, mask=mask, images=None if self.images is None else self.images.expand(rows))
+        deep = None if self.deep is None else self.deep.expand(rows, -1)
+        return replace(self, own=own, mask=mask, deep=deep, images=None if self.images is None else self.images.expand(rows))
 
 
 EMPTY = KVCache()

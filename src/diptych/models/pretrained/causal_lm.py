@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from diptych.models.language.seen import Seen
 from diptych.models.layers.cache import KVCache
 from diptych.models.pretrained.hub import fetch, from_gguf, place
 from diptych.models.pretrained.tokenizer import LMTokenizer, TrimmedTokenizer, kept_ids, tiny_tokenizer
+
+if TYPE_CHECKING:
+    from diptych.models.language.pruning import Pruning
 
 
 class CausalLM(nn.Module):
@@ -31,6 +34,7 @@ class CausalLM(nn.Module):
     def __init__(self, model: Any, tokenizer: LMTokenizer):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
+        self.pruning: Pruning | None = None  # leaves out image tokens in later layers
         self.seen: Seen | None = None  # images, while gated layers look at them
         self.tokenizer = tokenizer
         self.width = int(model.config.hidden_size)
@@ -145,9 +149,20 @@ class CausalLM(nn.Module):
         expected = torch.cat([one, other[:, 5:]], 1)
         return bool((result - expected).norm() <= 0.05 * expected.norm())  # more than rounding, less than a wrong mask
 
-    def step(self, embeds: Tensor, mask: Tensor, past: KVCache | None = None, seen: Seen | None = None) -> tuple[Tensor, KVCache]:
-        """``hidden``, and the prefix including these positions: one step of generation."""
-        hidden, prefix = self._run(embeds, mask, None, past, seen, keep=True)
+    def step(
+        self,
+        embeds: Tensor,
+        mask: Tensor,
+        past: KVCache | None = None,
+        seen: Seen | None = None,
+        images: Tensor | None = None,
+    ) -> tuple[Tensor, KVCache]:
+        """``hidden``, and the prefix including these positions: one step of generation.
+
+        images [B, L] bool: which positions are image tokens; while ``pruning`` is set, the states are those of the positions that
+        are left, of which the last is the last one.
+        """
+        hidden, prefix = self._run(embeds, mask, None, past, seen, keep=True, images=images)
         assert prefix is not None
         return hidden, prefix
 
@@ -158,11 +173,20 @@ class CausalLM(nn.Module):
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def _run(
-        self, embeds: Tensor, mask: Tensor, positions: Tensor | None, past: KVCache | None, seen: Seen | None, keep: bool
+        self,
+        embeds: Tensor,
+        mask: Tensor,
+        positions: Tensor | None,
+        past: KVCache | None,
+        seen: Seen | None,
+        keep: bool,
+        images: Tensor | None = None,
     ) -> tuple[Tensor, KVCache | None]:
         from transformers import DynamicCache
 
         new, mask = mask.shape[1], mask.bool()
+        if self.pruning is not None:
+            self.pruning.begin(images, mask, None if past is None else past.deep, 0 if past is None else past.length)
         cache = None
         if past is not None:
             past = past.expand(len(mask))
@@ -182,11 +206,12 @@ class CausalLM(nn.Module):
                 past_key_values=cache,
                 use_cache=cache is not None,
             )
+        deep = None if self.pruning is None else self.pruning.finish()
         if cache is None or not keep:
             return out.last_hidden_state, None
         layers: list[Any] = cache.layers
         kept = tuple((layer.keys, layer.values) for layer in layers)
-        return out.last_hidden_state, KVCache(kept, mask=mask, images=None if seen is None else seen.last())
+        return out.last_hidden_state, KVCache(kept, mask=mask, deep=deep, images=None if seen is None else seen.last())
 
     @classmethod
     def random(

@@ -57,7 +57,7 @@ class NativeViT(ViT):
     ):
         build.require(pool in ("mean", "map"), f"pool: {pool}; pictures of any size are pooled by mean or map")
         fixed = {"stem": "patch", "positions": "learned", "norm": "none", "pool": pool}
-        super().__init__(build, patch=patch, activation=activation, eps=eps, **sizes, **fixed)  # type: ignore[arg-type]
+        super().__init__(build, patch=patch, activation=activation, eps=eps, **sizes, **fixed)
         first: Any = self.transformer.blocks[0]
         self.head_width = self.width // int(first.attention.heads)
         self.rotary, self.theta = rotary, theta

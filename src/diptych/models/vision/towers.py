@@ -134,8 +134,8 @@ class ViT(VisionTower):
     hides = True
 
     def forward(self, pixels: Tensor, keep: Tensor | None = None, hidden: Tensor | None = None) -> Tokens:
-        """tokens [B, extra + N or K, D]: class tokens first; of a cascade [B, queries, D]. hidden [B, N] bool: patches that the
-        mask token replaces.
+        """tokens [B, extra + N or K, D], fewer where they are merged: class tokens first; of a cascade [B, queries, D]. hidden
+        [B, N] bool: patches that the mask token replaces.
         """
         x = self.stem(pixels).flatten(2).transpose(1, 2) if keep is None else self._stem_at(pixels, keep)  # [B, N or K, D]
         if hidden is not None:
@@ -151,14 +151,19 @@ class ViT(VisionTower):
         if self.norm_sum:
             x = self.norm(x)
         x, learned, left = self.through(x, keep)
+        merging = self.transformer.merging
+        bias = None if merging is None else merging.bias()
         if isinstance(self.pool, CascadePool):
-            tokens, pooled = self.pool(x)
+            tokens, pooled = self.pool(x, bias)
             return Tokens(tokens, pooled, learned=learned)
         if self.pool is not None:
-            return Tokens(x, self.pool(x)[:, 0], learned=learned)
+            return Tokens(x, self.pool(x, bias=bias)[:, 0], learned=learned)
         if self.pooling == "max":
             return Tokens(x, x[:, self.extra :].amax(1), learned=learned)
-        pooled = x[:, 0] if self.pooling == "class" else x[:, self.extra :].mean(1)
+        if self.pooling == "class":
+            pooled = x[:, 0]
+        else:
+            pooled = x[:, self.extra :].mean(1) if merging is None else merging.mean(x)
         return Tokens(x, self.transformer.norm(pooled) if self.transformer.bare else pooled, learned=learned, places=left)
 
     def through(self, x: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -107,6 +107,12 @@ class TubeletViT(Part):
         tokens: Tokens = self(self.shown(video), video.keep)
         return tokens
 
+    @provides("{video}.reversed_tokens", "{video}")
+    def reversed_tokens(self, video: Videos) -> Tokens:
+        """``encode`` of each clip with its frames in the reverse order."""
+        tokens: Tokens = self(self.shown(video).flip(1))
+        return tokens
+
     def forward(self, clips: Tensor, keep: Tensor | None = None) -> Tokens:
         """clips [B, F, 3, H, W] in [−1, 1], keep [B, K] int64 → tokens [B, N or K, D] and their mean"""
         x, places = cut(clips, self.tubelet, self.patch).flatten(2), self.positions

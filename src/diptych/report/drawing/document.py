@@ -19,6 +19,8 @@ LOGO = (
 )
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
+LISTS = 'class="items"'
+
 
 @dataclass(frozen=True)
 class Section:
@@ -50,6 +52,9 @@ def document(title: str, facts: Iterable[tuple[str, str]], pages: Sequence[Page]
     own = resources.files("diptych.report.drawing")
     style, script = (own.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     first = pages[0].id
+    if any(LISTS in s.body for p in pages for s in p.sections):  # pages with lists of items
+        style += own.joinpath("items.css").read_text(encoding="utf-8")
+        script = own.joinpath("items.js").read_text(encoding="utf-8") + script
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'

@@ -53,6 +53,7 @@
   }
 
   // Pages: one at a time, chosen by the part of the address after #. A link into a closed part opens it; printing shows all.
+  const items = typeof DiptychItems === "undefined" ? null : DiptychItems;
   const pages = [...document.querySelectorAll("main > .page")], links = [...document.querySelectorAll("nav.pages a")], title = document.title;
   const show_page = (wanted) => {
     for (const page of pages) page.hidden = page !== wanted;
@@ -60,19 +61,24 @@
       if (link.hash === `#${wanted.id}`) { link.setAttribute("aria-current", "page"); link.scrollIntoView({ block: "nearest", inline: "nearest" }); }
       else link.removeAttribute("aria-current");
     }
+    items?.shown(wanted);
     document.title = wanted === pages[0] ? title : `${wanted.dataset.title} – ${title}`;
   };
   const go = (event) => {
-    const at = location.hash ? document.getElementById(decodeURIComponent(location.hash.slice(1))) : null;
+    const hash = location.hash.slice(1), at = hash ? items?.at(hash) ?? document.getElementById(decodeURIComponent(hash)) : null;
     const page = at?.closest(".page") ?? pages[0];
-    if (pages.length > 1) show_page(page);
+    if (pages.length > 1) show_page(page); else items?.shown(page);
     if (!at) return;
     at.querySelector(":scope > details, :scope > figure > details")?.setAttribute("open", "");
     if (at === page) { scrollTo(0, event ? document.querySelector("nav").previousElementSibling.offsetHeight : 0); if (event) page.focus({ preventScroll: true }); }
-    else at.scrollIntoView();
+    else if (!at.matches("tr")) at.scrollIntoView();
+    else {
+      const reach = () => { at.scrollIntoView({ block: "center" }); at.querySelector("a").focus({ preventScroll: true }); };
+      if (document.readyState === "complete") reach(); else addEventListener("load", () => setTimeout(reach)); // the browser's own jump comes first
+    }
   };
   addEventListener("hashchange", go);
   go();
-  addEventListener("beforeprint", () => { for (const d of document.querySelectorAll("details")) d.open = true; for (const p of pages) p.hidden = false; });
+  addEventListener("beforeprint", () => { for (const d of document.querySelectorAll("details")) d.open = true; for (const p of pages) { items?.shown(p); p.hidden = false; } });
   addEventListener("afterprint", () => go());
 })();

@@ -9,6 +9,10 @@ CLIP_QUESTIONS = (
     "task.",
 )
 # What the task measures; what the number does not mean.
+TWINS = (
+    "Made scenes are simpler than photographs. The same about grey pictures (blind), and about pictures of which another answer is "
+    "right (shuffled), says what is read off the picture."
+)
 TASKS = {
     "retrieval": (
         "For each caption the model ranks all pictures of the set, and for each picture all captions. Recall at K is the share of "
@@ -78,6 +82,27 @@ TASKS = {
         "Open questions that tempt a model to name what is not there. An answer earns its longest common word sequence with the "
         "reference (ROUGE-L).",
         "The published score is a judgement by a language model and cannot be compared with this one. Read the answers.",
+    ),
+    "read": (
+        "What signs, labels and small print say, in pictures whose print has a known height. An answer counts if it is the text; "
+        "ANLS gives credit for the share of right letters, from a half on.",
+        "Words that a model has often seen can be recognised without reading: held-out words (`split=heldout-concepts`) show it.",
+    ),
+    "textvqa": (
+        "Questions about photographs with text. An answer earns as much as ten people agree with it.",
+        "An answer by other words than those of the people earns nothing. With OCR tokens in the prompt it is another task.",
+    ),
+    "docvqa": (
+        "Questions about scanned documents. ANLS gives credit for the share of right letters, from a half on.",
+        "Half a credit for an answer of which half is wrong: read the accuracy next to it.",
+    ),
+    "chartqa": (
+        "Questions about charts. Relaxed accuracy lets a number differ from the right one by 5 %.",
+        "Years and counts are numbers as well, so a year that is off by 50 counts as right.",
+    ),
+    "ocrbench": (
+        "Reading and understanding text of many kinds. An answer counts if it contains a right one.",
+        "Long answers contain more: an answer that names everything counts as right.",
     ),
     "completion": (
         "A language model reads text alone: how likely it finds a text (perplexity), and whether it completes a given beginning "
@@ -176,6 +201,35 @@ TASKS = {
         "The accuracy on a concept against its frequency in training.",
         "Correlation is not causation: rare concepts may also be harder to draw or to distinguish.",
     ),
+    "instruct-yes-no": (
+        "Yes/no questions about made scenes. Each is asked of two pictures, and is true of one.",
+        TWINS,
+    ),
+    "instruct-count": (
+        "How many things there are, as a sum over the sides of the picture or over kinds: “2 left + 1 right = 3”. The number "
+        "counts, and separately whether the summands are right (reason) and add up (sum).",
+        TWINS,
+    ),
+    "instruct-refuse": (
+        "Questions about a thing that half of the pictures do not show, where “there is none” is the right answer. Precision and "
+        "recall are of that answer.",
+        TWINS,
+    ),
+    "instruct-correct": (
+        "A statement that is wrong of half of the pictures, and a question. A wrong statement has to be corrected with the right "
+        "fact. Precision and recall are of saying that it is wrong.",
+        TWINS,
+    ),
+    "instruct-box": (
+        "Where something is, as a box in the text. An answer is right if its box overlaps the true one by half of both together.",
+        "Boxes are read in one convention only; box-convention finds that of a model. " + TWINS,
+    ),
+    "instruct-follow": (
+        "A question and what follows from its answer: “what colour is it?”. Earlier answers are given as they should be.",
+        TWINS,
+    ),
+    "instruct-which": ("Which of two to four pictures a description is true of.", TWINS),
+    "instruct-differs": ("What differs between two pictures, in one fixed wording.", "Another wording counts as wrong. " + TWINS),
     "pope": (
         "“Is there an X in the picture?”, half of the questions about absent objects: random ones, frequent ones, or ones that "
         "often occur with the objects in the picture. A model that says yes to absent objects hallucinates.",
@@ -193,6 +247,12 @@ TASKS = {
         "subtracted: score(text, picture) − α · score(text, no picture).",
         "“No picture” is a grey picture, which the model has never seen. Its score approximates the language prior; it is not the "
         "same. The mean over noise pictures (prior=noise) and log P(text) of a language model (prior=ADDRESS) are two others.",
+    ),
+    "preferences": (
+        "A right answer against the same answer with one wrong fact: how much likelier the model finds the right one (margin), and "
+        "by how much this margin falls when the pictures are exchanged (swap).",
+        "A margin alone may come from words: wrong facts that are improbable in general. Read it together with swap, which only a "
+        "model that uses the picture can raise.",
     ),
     "bias": (
         "Contrast sets: the same scene several times, changed in one attribute that should not affect the answer. If answers "

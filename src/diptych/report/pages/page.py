@@ -12,6 +12,7 @@ from diptych.report.drawing.document import Page, Section, document
 from diptych.report.drawing.marks import emphasise, escape, key, link
 from diptych.report.drawing.pictures import Pictures
 from diptych.report.glossary import glossary
+from diptych.report.items.against import against
 from diptych.report.pages import details, table
 from diptych.report.pages.task import summary, task_pages
 from diptych.report.pages.terminal import print_comparison
@@ -37,6 +38,15 @@ def build_report(comparison_dir: Path, images: Path | None = None, probe_texts: 
     write_json(comparison.path / "results.json", table.data(comparison))
     write_text(comparison.path / "report.html", html)
     return comparison.path / "report.html"
+
+
+def build_against(one: Path, other: Path, out: Path | None = None, images: Path | None = None) -> Path:
+    """The path of a page that shows two runs or evaluations side by side. out: default ``against-<other>.html`` in the first."""
+    comparison = against(Path(one), Path(other))
+    folder = Path(other).parent.name if Path(other).name == "evaluation" else Path(other).name
+    out = out or Path(one) / f"against-{folder}.html"
+    write_text(out, render(comparison, images))
+    return out
 
 
 def print_table(comparison_dir: Path) -> None:

@@ -10,6 +10,7 @@ from diptych.report.columns import interval, is_share, number, seeds
 from diptych.report.drawing.document import Page, Section
 from diptych.report.drawing.marks import emphasise, escape, figure, header, key, scroller
 from diptych.report.drawing.pictures import Pictures, changed_settings
+from diptych.report.items.section import item_list
 from diptych.report.pages.cards import example_cards
 from diptych.report.pages.explain import control as about
 from diptych.report.pages.explain import explain_task
@@ -55,6 +56,7 @@ def _page(comparison: Comparison, g: TaskAnswers, task_warnings: list[Warned], p
         ("calibration", "How sure, and how right", calibration(g)),
         ("coverage", "Risk and coverage", coverage(g)),
         ("differences", "Between the models", differences(comparison, g, pictures)),
+        ("items", "Item by item", item_list(g, pictures)),
         ("retrieved", "What retrieval finds", retrieval),
         ("written", "What is written", written),
         ("examples", "Examples", examples),

@@ -17,7 +17,7 @@ EACH = 3  # examples of each direction
 PER_PAGE = 36  # pictures
 
 
-def pairs(comparison: Comparison, gathered: TaskAnswers) -> list[tuple[Answers, Answers]]:
+def pairs(gathered: TaskAnswers) -> list[tuple[Answers, Answers]]:
     """The best model by the task's first metric with each of the others."""
     if len(gathered.answers) < 2:
         return []
@@ -32,7 +32,7 @@ def pairs(comparison: Comparison, gathered: TaskAnswers) -> list[tuple[Answers, 
 
 def differences(comparison: Comparison, gathered: TaskAnswers, pictures: Pictures) -> str:
     """The table of pairs, with examples, HTML."""
-    chosen = pairs(comparison, gathered)
+    chosen = pairs(gathered)
     if not chosen:
         return ""
     rows = "".join(_row(comparison, gathered.task, a, b, m) for a, b in chosen for m in gathered.heads if m in b.credits)

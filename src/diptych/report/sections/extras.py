@@ -19,6 +19,7 @@ from diptych.report.records import finite
 from diptych.report.sections import harm
 from diptych.report.sections.answers import Answers, TaskAnswers
 from diptych.report.sections.invented import invented
+from diptych.report.sections.reading import print_sizes
 
 CONCEPTS = 5  # fewer show no trend
 
@@ -36,6 +37,7 @@ def sections(comparison: Comparison, g: TaskAnswers, probe_texts: bool) -> list[
         ),
         ("looking", "What looking adds", looking(comparison, g)),
         ("invented", "What is not there", invented(g)),
+        ("print", "Large and small print", print_sizes(g) if kind == explain_task("read") else ""),
         ("frequency", "Frequent and rare concepts", frequencies(g)),
     ]
 

@@ -90,7 +90,10 @@ def open_start(address: str) -> Start:
         return RunStart(place, only.split(",") if only else None)
     if only:
         raise DiptychError(f"weights: {address}: parts are taken from a run; a tower by parts.vision={{kind: hf, from: '{place}'}}")
-    return HubStart(place)
+    from diptych.training.start.exported import ExportedStart, is_export
+
+    directory = place.removeprefix("hf:")
+    return ExportedStart(place, directory) if is_export(directory) else HubStart(place)
 
 
 class RunStart:
@@ -227,7 +230,7 @@ class HubStart:
         self._check(model)
         given = fetch(AutoModel, self.name).float().eval()
         theirs: State = given.state_dict()
-        started = Started(self.address, _digest(theirs))
+        started = Started(self.address, digest_of(theirs))
         state = state_of(model, objectives)
         names_here = {model.bare_name(k): k for k in state if not model.adapter_owns(k)}
         ours = {bare: state[k] for bare, k in names_here.items()}  # an adapter within a part starts fresh
@@ -338,7 +341,8 @@ def _word(value: Any) -> str:
     return f'"{text}"' if " " in text else text
 
 
-def _digest(state: dict[str, Tensor]) -> str:
+def digest_of(state: dict[str, Tensor]) -> str:
+    """A hash of weights."""
     result = hashlib.blake2b(digest_size=12)
     for name, value in sorted(state.items()):
         result.update(name.encode() + value.contiguous().numpy().tobytes())

@@ -124,7 +124,7 @@ def loader_of(
     """Batches of the fields that the stage's objectives read. DiptychError if the source does not have one of them."""
     recipe, names = setup.recipe, own_fields(setup, stage)
     check_fields(source, names, recipe, f"stages.{stage.name}")
-    chat = chat_of(recipe, setup.model) if "turns" in names else None
+    chat = chat_of(recipe, setup.model) if any(field_class(name, recipe.data.fields).talks for name in names) else None
     context = Context(
         setup.tokenizer,
         setup.model.image_size,
@@ -198,7 +198,8 @@ def own_fields(setup: Setup, stage: Stage) -> tuple[str, ...]:
 
 def reads_turns(stage: Stage, setup: Setup) -> bool:
     """Whether a stage learns from conversations."""
-    return "turns" in fields_needed(stage_objectives(setup, stage), setup.model)
+    own = setup.recipe.data.fields
+    return any(field_class(name, own).talks for name in own_fields(setup, stage))
 
 
 def chat_of(recipe: Recipe, model: VLM) -> Chat:

@@ -1,0 +1,1 @@
+"""Verbs on exports and model hubs."""

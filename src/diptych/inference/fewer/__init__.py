@@ -1,0 +1,1 @@
+"""A trained run that reads pictures with fewer tokens, at equal weights: ``fewer:RUN?…``."""

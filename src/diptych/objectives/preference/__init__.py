@@ -1,0 +1,1 @@
+"""Learning from pairs of answers: direct preference optimisation and its kin, reward models."""
