@@ -34,10 +34,9 @@ def train_by_ray(
     Raises DiptychError if Ray is not installed, if ``out`` holds a run already and ``resume`` is false, and for what the run itself
     raises; Interrupted on Ctrl-C, when the last checkpoint is kept. progress: called with each new line of the run's metrics.
     """
-    ray = need("ray", extra="ray", what="diptych train --runner ray")
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
-
+    ray, ray_train, of_torch = (
+        need(name, extra="ray", what="train --runner ray") for name in ("ray", "ray.train", "ray.train.torch")
+    )
     from diptych.training.checkpoint import checkpoints
     from diptych.training.loop import Run
     from diptych.training.run_files import RunFiles
@@ -52,15 +51,17 @@ def train_by_ray(
     job = {"recipe": recipe.model_dump(mode="json"), "out": str(out), "folder": os.getcwd(), "resume": resume}
     try:
         with tempfile.TemporaryDirectory(prefix="diptych-ray-") as notes:  # Ray's own records of the attempts
-            trainer = TorchTrainer(
+            trainer = of_torch.TorchTrainer(
                 _worker,
                 train_loop_config=job,
-                torch_config=TorchConfig(backend="nccl" if _gpus(ray) >= processes else "gloo"),
-                scaling_config=ScalingConfig(num_workers=processes, use_gpu=_gpus(ray) >= processes),
-                run_config=RunConfig(storage_path=notes, name="run", failure_config=FailureConfig(max_failures=restarts)),
+                torch_config=of_torch.TorchConfig(backend="nccl" if _gpus(ray) >= processes else "gloo"),
+                scaling_config=ray_train.ScalingConfig(num_workers=processes, use_gpu=_gpus(ray) >= processes),
+                run_config=ray_train.RunConfig(
+                    storage_path=notes, name="run", failure_config=ray_train.FailureConfig(max_failures=restarts)
+                ),
             )
             trainer.fit()
-    except TrainingFailedError as error:
+    except ray_train.TrainingFailedError as error:
         raise DiptychError(f"{out}: {_reason(error)}; what was saved is kept: continue with --resume") from error
     except KeyboardInterrupt:
         raise Interrupted(f"{out}: stopped; its last checkpoint is kept: continue with --resume") from None

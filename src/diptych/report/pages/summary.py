@@ -27,13 +27,17 @@ def write_summary(directory: Path, out: Path | None = None) -> list[Path]:
     """Writes ``summary.png`` and ``summary.pdf`` of a comparison, a run or an evaluation into ``out`` (default: the directory).
     Returns their paths. Raises DiptychError if matplotlib (extra ``report``) is missing.
     """
-    need("matplotlib", extra="report", what="a summary page")
+    _drawing("matplotlib")
     comparison = load(Path(directory))
     drawn = draw(comparison)
     paths = [(out or Path(directory)) / name for name in NAMES]
     for path in paths:
         write_atomically(path, partial(_save, drawn, path.suffix[1:]))
     return paths
+
+
+def _drawing(module: str) -> Any:
+    return need(module, extra="report", what="a summary page")
 
 
 def _save(drawn: Any, kind: str, path: Path) -> None:
@@ -44,13 +48,9 @@ def _save(drawn: Any, kind: str, path: Path) -> None:
 
 def draw(comparison: Comparison) -> Any:
     """The page as a matplotlib figure."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with rc_context({"font.family": ["DejaVu Sans"], "text.color": INK, "pdf.fonttype": 42}):
-        page = Figure(figsize=SIZE)
-        FigureCanvasAgg(page)
+    with _drawing("matplotlib").rc_context({"font.family": ["DejaVu Sans"], "text.color": INK, "pdf.fonttype": 42}):
+        page = _drawing("matplotlib.figure").Figure(figsize=SIZE)
+        _drawing("matplotlib.backends.backend_agg").FigureCanvasAgg(page)
         page.text(
             0.045, 0.905, comparison.title, fontsize=26, fontfamily="DejaVu Serif", fontweight="bold", va="center", parse_math=False
         )
@@ -113,11 +113,10 @@ def _dots(axes: Any, comparison: Comparison, shown: list[Column]) -> None:
 
 def _list(page: Any, comparison: Comparison, measured: list[Recipe]) -> None:
     """The models with their marks and what they cost, at the right."""
-    from matplotlib.lines import Line2D
-
+    line = _drawing("matplotlib.lines").Line2D
     y = 0.70
     for index, recipe in enumerate(comparison.recipes[:MOST]):
-        mark = Line2D([0.735], [y], marker=SHAPES[index % len(SHAPES)], color=PALETTE[index % COLOURS], markersize=9, linestyle="")
+        mark = line([0.735], [y], marker=SHAPES[index % len(SHAPES)], color=PALETTE[index % COLOURS], markersize=9, linestyle="")
         page.add_artist(mark)
         page.text(0.752, y, _short(recipe.label, 28), fontsize=12.5, fontweight="bold", va="center", parse_math=False)
         spent = recipe.spent
