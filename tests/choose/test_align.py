@@ -16,7 +16,7 @@ from diptych.choose.align.recipe import METHODS, aligned_recipe
 from diptych.choose.align.reward_model import RewardModel
 from diptych.choose.align.rewards import description_reward, exact_reward
 from diptych.choose.align.run import align
-from diptych.choose.align.through_trl import Settings, read_back, row_of, trainer_of
+from diptych.choose.align.through_trl import Settings, read_back, row_of, trainer_of, verifiable
 from diptych.config.recipe import load_recipe
 from diptych.core.errors import DiptychError
 from diptych.data.sources import open_source
@@ -168,6 +168,9 @@ def test_rewards_are_exact() -> None:
              "relation": "left", "side": "", "position": "", "background": "paper"}  # fmt: skip
     assert description_reward("two red foxes left of a blue key", graph) == 1.0
     assert description_reward("two red foxes", graph) == 0.5
+    said = [[{"role": "assistant", "content": text}] for text in ("Yes.", "two red foxes", "two red foxes")]
+    graphs = ["null", json.dumps(graph), json.dumps(graph)]
+    assert verifiable(said, ["yes", "?", "a fox"], graphs, [False, True, False]) == [1.0, 0.5, 0.0]
     assert description_reward("two green foxes left of a blue key", graph) == 0.0
 
 

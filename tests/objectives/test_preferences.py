@@ -256,3 +256,17 @@ def test_facts_reach_the_reward_model(tmp_path: Path) -> None:
         _, batch = of(f"preferences:{tmp_path / name}.jsonl", *options, batch_size=2)
         lengths[name] = batch["preferences"].chosen.mask.sum(1).tolist()
     assert lengths["none"][0] == lengths["none"][1] == min(lengths["some"]) < max(lengths["some"])
+
+
+def test_a_few_steps_prefer_the_chosen_answers(tmp_path: Path) -> None:
+    setup, batch = of(table(tmp_path), "stages.2.objectives.dpo={beta: 0.5}")
+    learning = [p for p in setup.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(learning, 0.01)
+    found = []
+    for _ in range(12):
+        loss = setup.objectives["dpo"](setup.model.encode(batch))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(float(loss.detach()))
+    assert found[-1] < 0.5 * found[0] and found[-1] < np.log(2)
