@@ -19,23 +19,22 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "docs" / "images" / "gallery"
-MODELS = ("clip", "siglip", "coca@plain")
-BUDGET = "2T flops"
+MODELS, BUDGET, TASKS = ("clip", "negclip", "coca"), "1T flops", "retrieval-1000,controlled?n=100,captions?n=50,zeroshot"
 SIZE = (1180, 760)  # of a photographed page
 COLOURS, LARGEST = 256, 200_000  # of a picture; bytes of a file
 
 
-def diptych(*words: object) -> None:
-    """A command of Diptych; stops at an error."""
-    subprocess.run([sys.executable, "-m", "diptych.cli", *map(str, words)], check=True)
+def diptych(*words: object, within: Path) -> None:
+    """A command of Diptych in a folder, so that no page names a place of this machine; stops at an error."""
+    subprocess.run([sys.executable, "-m", "diptych.cli", *map(str, words)], check=True, cwd=within)
 
 
 def comparison(work: Path) -> Path:
     """A comparison of three paradigms with its report and its summary."""
     place = work / "compare"
     if not (place / "report.html").is_file():
-        diptych("compare", *MODELS, "--data", "scenes:small", "--budget", BUDGET, "--jobs", 1, "-o", place)
-    diptych("report", place, "--summary")
+        diptych("compare", *MODELS, "--data", "scenes:small", "--budget", BUDGET, "--tasks", TASKS, "--out", "compare", within=work)
+    diptych("report", "compare", "--summary", within=work)
     return place
 
 
@@ -43,8 +42,9 @@ def curated(work: Path) -> Path:
     """A dirty pool, cleaned, with its report and its data sheet."""
     place = work / "curated"
     if not (place / "report.html").is_file():
-        diptych("curate", "pool", work / "pool", "--n", 600)
-        diptych("curate", "own-photos", "--data", f"parquet:{work}/pool/pool", "--out", place, "--runner", "inline")
+        if not (work / "pool").is_dir():
+            diptych("curate", "pool", "pool", "--n", 600, within=work)
+        diptych("curate", "own-photos", "--data", "parquet:pool/pool", "--out", "curated", "--runner", "inline", within=work)
     return place
 
 
@@ -92,6 +92,12 @@ def photographed(
     return made
 
 
+def flipped(page: Any) -> None:
+    """Chooses the two contrastive models and the skill that they have learned."""
+    for label, value in (("A", "clip"), ("B", "negclip"), ("Measure", "colour")):
+        page.locator(".items-controls:visible label").filter(has_text=label).locator("select").first.select_option(label=value)
+
+
 def pages(work: Path, wanted: set[str]) -> list[Path]:
     """Pictures of the report of the comparison and of the curated pool."""
     from playwright.sync_api import sync_playwright
@@ -108,9 +114,9 @@ def pages(work: Path, wanted: set[str]) -> list[Path]:
         shots: dict[str, Callable[[], Path]] = {
             "report": lambda: photographed(page, report, "report"),
             "skills": lambda: photographed(page, f"{report}#skills", "skills", "#skills"),
-            "map": lambda: photographed(page, f"{report}#maps", "map", "#maps", "dark"),
+            "learning": lambda: photographed(page, f"{report}#loss", "learning", "#loss", "dark"),
             "task": lambda: photographed(page, f"{report}#{judged}", "task", f"#results-{name}"),
-            "items": lambda: photographed(page, f"{report}#{judged}", "items", f"#items-{name}"),
+            "items": lambda: photographed(page, f"{report}#{judged}", "items", f"#items-{name}", act=flipped),
             "curation": lambda: photographed(page, f"file://{(work / 'curated' / 'report.html').resolve()}", "curation"),
         }
         for shot, make in shots.items():
@@ -126,7 +132,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "gallery")
     parser.add_argument("--only", action="append", default=[], help="a picture's name; as often as you like")
     given = parser.parse_args()
-    work, wanted = given.work, set(given.only)
+    work, wanted = given.work.resolve(), set(given.only)
     work.mkdir(parents=True, exist_ok=True)
     comparison(work)
     curated(work)

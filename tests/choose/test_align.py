@@ -13,6 +13,7 @@ import torch
 import cli_fixture
 from cli_fixture import Cli
 from diptych.choose.align.recipe import METHODS, aligned_recipe
+from diptych.choose.align.reward_model import RewardModel
 from diptych.choose.align.rewards import description_reward, exact_reward
 from diptych.choose.align.run import align
 from diptych.choose.align.through_trl import Settings, read_back, row_of, trainer_of
@@ -168,6 +169,24 @@ def test_rewards_are_exact() -> None:
     assert description_reward("two red foxes left of a blue key", graph) == 1.0
     assert description_reward("two red foxes", graph) == 0.5
     assert description_reward("two green foxes left of a blue key", graph) == 0.0
+
+
+def test_reward_model_judges_answers(run: Path, tmp_path: Path) -> None:
+    made = align(run, "facts", DATA, tmp_path / "judge", "16 samples", pairs=6)
+    assert made.judged["n"] == 6 and 0 <= made.judged["accuracy"] <= 1 and made.judged["swap"] != 0
+    assert json.loads((made.run / "alignment.json").read_text())["judged"] == made.judged
+    judge, image = RewardModel(made.run, "cpu"), open_source(DATA)[0].image
+    one, two, told = judge.rewards([image] * 3, ["what?"] * 3, ["red", "blue", "red"], [[], [], ["a red fox"]])
+    assert one != two and one != told
+    assert judge.rewards([image], ["what?"], ["red"])[0] == pytest.approx(one, abs=1e-5)
+    with pytest.raises(DiptychError, match="no reward model"):
+        RewardModel(run)
+
+
+def test_answers_that_are_all_wrong_teach_nothing(run: Path, tmp_path: Path) -> None:
+    given = ["questions=2", "rollouts=2"]
+    with pytest.raises(DiptychError, match="equally good: nothing to learn"):
+        align(run, "vigor", "preferences:scenes:small?describe=0", tmp_path / "best", overrides=given)
 
 
 @pytest.mark.slow

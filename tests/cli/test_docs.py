@@ -158,3 +158,24 @@ def test_the_pages_of_curation_and_export_run_as_they_stand(cli: Cli, tmp_path: 
         exec(compile(blocks("python", [page])[0].values[0], page.name, "exec"), names := {})
         assert names["model" if page.name == "exporting.md" else "done"] is not None
     assert (tmp_path / "runs" / "photos" / "manifest.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_page_of_tuning_runs_as_it_stands(cli: Cli, tmp_path: Path) -> None:
+    """With a tiny model and tiny budgets."""
+    import talk_fixture
+
+    talk_fixture.llava(tmp_path / "models" / "talker")
+    talk_fixture.conversations(tmp_path / "talk")
+    shutil.copy(tmp_path / "talk" / "mine.json", tmp_path / "talk" / "other.json")
+    shutil.copy(tmp_path / "talk" / "red-0.png", tmp_path / "talk" / "cat.png")
+    shown = commands([ROOT / "docs" / "adapting-chat.md"])
+    assert len(shown) == 7
+    for command in shown:
+        words = [word for word in command.values[0] if word not in ("--budget", "30m")]
+        more = ["--budget", "2steps", "--set", "batch_size=4"] if words[0] == "adapt" else []
+        done = cli(*words, *more)
+        assert done.code == 0, (words, done.err)
+    assert (tmp_path / "runs" / "mine" / "adapter" / "adapter_model.safetensors").is_file()
+    assert (tmp_path / "exports" / "apart" / "adapter" / "adapter_config.json").is_file()
+    assert "talk/other.json (other)" in (tmp_path / "runs" / "mine-kept" / "before-after.md").read_text()

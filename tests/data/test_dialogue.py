@@ -137,7 +137,10 @@ def test_a_system_turn_and_templates_of_texts(processors: dict[str, ChatProcesso
     assert "user\nbe brief\n\n" in processors["gemma3"].spans(system)[0]  # its template has no place for one
     chat = processors["llava"]
     tokenizer = chat.tokenizer
-    tokenizer_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    tokenizer_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
     monkeypatch.setattr(chat.processor, "chat_template", tokenizer_template)
     plain = ChatProcessor(chat.processor, "texts")
     assert not plain.in_parts

@@ -24,6 +24,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "linear_norm": {"dropout": 0},
     "placed_queries": {"tokens": 4, "heads": 2},
     "perceiver": {"tokens": 3, "depth": 1, "heads": 2, "key_heads": 1, "head_width": 8},
+    "rearranged": {"together": 2, "heads": 2},
 }
 TOKENS = {
     "linear": 16,
@@ -40,6 +41,7 @@ TOKENS = {
     "placed_queries": 4,
     "neighbours": 4,
     "perceiver": 3,
+    "rearranged": 2,
 }
 
 
@@ -48,8 +50,8 @@ def build(tokens: int = 16, extra: int = 1) -> Build:
     return Build(SIZES["tiny"], 32, None, parts={"vision": vision, "lm": lm}, where="parts.connector")  # type: ignore[dict-item]
 
 
-# Tested elsewhere: those of other parts, which read more than tokens; those of several towers and of clips.
-ELSEWHERE = {"queries", "instructed", "bridge", "per_tower", "pooled"}
+# Tested elsewhere: those of other parts, which read more than tokens; of several towers and of clips, and one that reads class tokens.
+ELSEWHERE = {"queries", "instructed", "bridge", "per_tower", "pooled", "gradual_merging"}
 ELSEWHERE |= {"each_frame", "adaptive_pool", "pooled_frames", "frames_and_mean", "video_q_former"}
 
 

@@ -212,3 +212,47 @@ def test_shift_is_the_mean_reward_of_the_steps(pairs: tuple[Setup, Batch]) -> No
 def test_nothing_to_learn_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DiptychError, match="nothing would be learned"):
         of(table(tmp_path), "stages.2.objectives.dpo={preference: 0}")
+
+
+# --- reward models ---
+
+
+def test_reward_is_its_formula_and_its_gradient(tmp_path: Path) -> None:
+    """The linear map of the state at the last token of each answer, pair by pair; and trl's loss of such rewards."""
+    options = ["stages.2.objectives={reward: {centre: 0.3, margin: 0.2}}", "teachers={}"]
+    setup, batch = of(table(tmp_path), *options)
+    objective = setup.objectives["reward"]
+    found = objective(setup.model.encode(batch))
+    states = setup.model.encode(batch)["preferences.states"].detach().double().numpy()
+    w = objective.head.weight.detach().double().numpy()[0]
+    total = []
+    for b in range(4):
+        r = []
+        for side, name in enumerate(("chosen", "rejected")):
+            learned = getattr(batch["preferences"], name).learned[b].tolist()
+            end = max(t for t, yes in enumerate(learned) if yes)
+            r.append(float(states[side, b, end] @ w))
+        total.append(-np.log(sigmoid(np.array(r[0] - r[1] - 0.2))) + 0.3 * (r[0] + r[1]) ** 2)
+    assert float(found.detach()) == pytest.approx(float(np.mean(total)), rel=1e-4)
+    found.backward()
+    assert float(objective.head.weight.grad.abs().max()) > 0
+    assert any(float(p.grad.abs().max()) > 0 for p in setup.model.parameters() if p.grad is not None)
+
+    chosen, rejected = (torch.randn(5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(lambda a, b: losses.ranking_loss(a, b, 0.2), (chosen, rejected))
+
+
+def test_facts_reach_the_reward_model(tmp_path: Path) -> None:
+    picture(tmp_path / "red.png", (200, 20, 20))
+    row = {"image": "red.png", "prompt": "what?", "chosen": "red", "rejected": "blue"}
+    lengths = {}
+    for name, facts in (("none", []), ("some", ["a red field", "no key"])):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({**row, "facts": facts}) + "\n" + json.dumps({**row, "id": "b"}) + "\n")
+        options = [
+            "data.fields={preferences: {kind: preferences, facts: behind}}",
+            "stages.2.objectives={reward: 1}",
+            "teachers={}",
+        ]
+        _, batch = of(f"preferences:{tmp_path / name}.jsonl", *options, batch_size=2)
+        lengths[name] = batch["preferences"].chosen.mask.sum(1).tolist()
+    assert lengths["none"][0] == lengths["none"][1] == min(lengths["some"]) < max(lengths["some"])

@@ -146,7 +146,7 @@ def _extras(path: Path) -> Iterator[str | None]:
 
 
 def _carbon(out: Path, assumed: Assumptions) -> str:
-    costs = read_json_or(out / "costs.json", {})
+    costs: dict[str, Any] = read_json_or(out / "costs.json", {})
     if not costs:
         return "Not estimated: the costs are not recorded."
     seconds = sum(entry["seconds"] for entry in costs["operators"].values())

@@ -84,6 +84,7 @@ OBJECTIVES: dict[str, Any] = {
     "next_token": NextToken,
     "long_next_token": LongWords,
     "reconstruction": Reconstruction,
+    "reward": "diptych.objectives.preference.reward:Reward",
     "region_contrast": "diptych.objectives.regions.pairs:RegionContrast",
     "region_sigmoid": "diptych.objectives.regions.pairs:RegionSigmoid",
     "region_matching": "diptych.objectives.regions.pairs:RegionMatching",

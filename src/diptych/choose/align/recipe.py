@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as default
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,19 @@ FIELD = "preferences"
 class Method:
     """A way of alignment: what it does, the objective that learns it, and whether trl has a trainer for it.
 
-    compared: whether it needs the model as it was, as a reference.
+    compared: whether it needs the model as it was, as a reference. field: the field of pairs, with its options.
+    samples: what the model writes first: ``best`` of several answers, ``choices`` among its answers (``sampled``); "": nothing.
     """
 
     name: str
     about: str
     source: str
     objective: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = default(default_factory=dict)
     compared: bool = False
     trl: bool = False
+    field: Any = FIELD
+    samples: str = ""
 
 
 METHODS = {
@@ -54,6 +58,29 @@ METHODS = {
             {"beta": 0.1, "preference": 0.8, "quality": 0.2, "generation": 1.0},
             True,
             True,
+        ),
+        Method("reward", "a reward model: one number for each answer", "Ouyang et al. 2022", "reward", {"centre": 0.01}),
+        Method(
+            "facts",
+            "a reward model that is told facts of the picture",
+            "LLaVA-RLHF, Sun et al. 2023",
+            "reward",
+            {"centre": 0.01},
+            field={"kind": FIELD, "facts": "behind"},
+        ),
+        Method(
+            "vigor",
+            "the best of several answers of its own, by the truth of each sentence, as instructions",
+            "ViGoR, Yan et al. 2024",
+            "answers",
+            samples="best",
+        ),
+        Method(
+            "dive-k",
+            "its own commonest answers as choices, of which the right one is rewarded",
+            "DiVE-k, 2025",
+            samples="choices",
+            trl=True,
         ),
         Method("grpo", "answers that the model writes, rewarded where they are exactly right", "Shao et al. 2024", trl=True),
     )
@@ -101,6 +128,7 @@ def aligned_recipe(run: Path, method: Method, data: str, budget: str | None = No
         "about": f"{method.about}, from {run.name}",
         "stages": [stage],
         "teachers": {REFERENCE: {"from": START}} if method.compared else {},
+        "score": before.score if method.objective != "reward" else "none",
         "backbones": {},
         "weights": str(run),
     }
@@ -109,7 +137,7 @@ def aligned_recipe(run: Path, method: Method, data: str, budget: str | None = No
         "unpaired": {},
         "neighbours": None,
         "image_size": tree["data"]["image_size"] or files.model().get("image_size"),
-        "fields": {**tree["data"]["fields"], FIELD: FIELD},
+        "fields": {**tree["data"]["fields"], FIELD: method.field},
         "conversations": {**tree["data"]["conversations"], "pack": False},
     }
     if budget is not None:

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from diptych.benchmarks.base import NotApplicable
-from diptych.benchmarks.probes.preferences import Preferences
+from diptych.benchmarks.controls import derangement
+from diptych.benchmarks.probes.preferences import Preferences, with_pairs
 from diptych.benchmarks.records import Record, Records, Result
 from diptych.benchmarks.statistics import mean_interval
-from diptych.choose.align.recipe import METHODS, aligned_recipe, method_named
-from diptych.config.overrides import Overrides
+from diptych.choose.align.recipe import METHODS, Method, aligned_recipe, method_named
+from diptych.choose.align.reward_model import RewardModel
+from diptych.choose.align.sampled import asked_samples, best_of, choices, rollouts, written
+from diptych.config.overrides import Overrides, parse_overrides
 from diptych.core.errors import DiptychError
 from diptych.core.files import write_json
 from diptych.data.sources import open_source
@@ -35,6 +38,7 @@ class Aligned:
     before: list[Result] = field(default_factory=list)
     after: list[Result] = field(default_factory=list)
     changes: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    judged: dict[str, float] = field(default_factory=dict)  # of a reward model: its accuracy on test pairs
     skipped: str = ""  # why nothing was measured
 
     def plain(self) -> dict[str, Any]:
@@ -49,7 +53,7 @@ class Aligned:
             }
             for old, new in zip(self.before, self.after, strict=True)
         ]
-        return {"run": str(self.run), "method": self.method, "preferences": rows, "skipped": self.skipped}
+        return {"run": str(self.run), "method": self.method, "preferences": rows, "judged": self.judged, "skipped": self.skipped}
 
 
 def align(
@@ -72,6 +76,11 @@ def align(
     out = out or run.parent / f"{run.name}-{method}"
     if checkpoints(out / "checkpoints"):
         raise DiptychError(f"{out} holds a run already; choose another --out")
+    if through not in ("diptych", "trl"):
+        raise DiptychError(f"--through: expected diptych or trl, not '{through}'")
+    asked = data
+    if chosen.samples and (chosen.objective or through == "trl"):
+        data, overrides = own_answers(run, chosen, data, out, overrides)
     if through == "trl":
         if not chosen.trl:
             known = ", ".join(m.name for m in METHODS.values() if m.trl)
@@ -79,11 +88,27 @@ def align(
         from diptych.choose.align.through_trl import train_through_trl
 
         train_through_trl(run, chosen, data, out, overrides)
-    elif through == "diptych":
-        train(aligned_recipe(run, chosen, data, budget, overrides), out, progress=progress)
     else:
-        raise DiptychError(f"--through: expected diptych or trl, not '{through}'")
-    return measured(run, out, method, data, pairs)
+        train(aligned_recipe(run, chosen, data, budget, overrides), out, progress=progress)
+    return measured(run, out, method, asked, pairs)
+
+
+OWN = {"rollouts": 5, "questions": 256, "temperature": 1.0, "choices": 4}  # settings of the answers that a model writes first
+
+
+def own_answers(run: Path, method: Method, data: str, out: Path, overrides: Overrides) -> tuple[str, dict[str, Any]]:
+    """Let a run answer the questions of the training part, and write what it is to learn of its answers to ``out/own``. Returns the
+    address of that, and the overrides that are left: ``rollouts``, ``questions``, ``temperature`` and ``choices`` are taken here.
+    """
+    given = parse_overrides(overrides)
+    how = {name: given.pop(name, value) for name, value in OWN.items()}
+    for name in ("rollouts", "questions", "choices"):
+        if not isinstance(how[name], (int, float)) or how[name] != int(how[name]) or how[name] < 2:
+            raise DiptychError(f"--set {name}: expected a whole number of 2 or more, got {how[name]!r}")
+    samples = asked_samples(open_source(data).split("train"), int(how["questions"]))
+    answers = rollouts(TrainedModel.load(run), samples, int(how["rollouts"]), 0, temperature=float(how["temperature"]))
+    rows = best_of(samples, answers) if method.samples == "best" else choices(samples, answers, int(how["choices"]))
+    return written(rows, samples, out / "own"), given
 
 
 def measured(run: Path, out: Path, method: str, data: str, pairs: int) -> Aligned:
@@ -91,6 +116,8 @@ def measured(run: Path, out: Path, method: str, data: str, pairs: int) -> Aligne
     result = Aligned(out, method)
     task = Preferences(n=pairs)
     try:
+        if METHODS[method].objective == "reward":
+            return _judged(result, run, out, data, pairs)
         items = task.items(open_source(data).split("test"))
         rows = [_records(task, each, items) for each in (run, out)]
     except NotApplicable as reason:
@@ -103,6 +130,30 @@ def measured(run: Path, out: Path, method: str, data: str, pairs: int) -> Aligne
             at = mean_interval(differences, list(credits), share=False)
             result.changes[metric] = at.value, at.low, at.high
     write_json(out / NOTE, {**result.plain(), "before": str(run.resolve()) if is_local(str(run)) else str(run), "data": data})
+    return result
+
+
+def _judged(result: Aligned, run: Path, out: Path, data: str, pairs: int) -> Aligned:
+    """The accuracy of a reward model on the test part: with each pair's own picture, and with another pair's."""
+    items = Preferences(n=pairs).items(with_pairs(open_source(data).split("test")))
+    judge, n = RewardModel(out), len(items)
+    order = derangement(n)
+    margins = []
+    for shown in (range(n), order if order is not None else range(n)):
+        sides = [
+            judge.rewards([items[i].image for i in shown], [x.prompt for x in items], texts, [x.pair.facts for x in items])
+            for texts in ([x.pair.chosen for x in items], [x.pair.rejected for x in items])
+        ]
+        margins.append(sides[0] - sides[1])
+    own, other = margins
+    result.judged = {
+        "accuracy": float((own > 0).mean()),
+        "accuracy_with_other_pictures": float((other > 0).mean()),
+        "margin": float(own.mean()),
+        "swap": float((own - other).mean()),
+        "n": float(n),
+    }
+    write_json(out / NOTE, {**result.plain(), "before": str(run.resolve()), "data": data})
     return result
 
 

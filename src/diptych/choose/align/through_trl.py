@@ -142,6 +142,7 @@ COLUMNS = {
     "sft": ("prompt", "completion", "images"),
     "dpo": ("prompt", "chosen", "rejected", "images"),
     "mpo": ("prompt", "chosen", "rejected", "images"),
+    "dive-k": ("prompt", "images", "answer", "graph", "description"),
     "grpo": ("prompt", "images", "answer", "graph", "description"),
 }
 
@@ -199,7 +200,7 @@ def trainer_of(
     given = {"model": model, "processing_class": processor, "train_dataset": table}
     if method.name == "sft":
         return trl.SFTTrainer(args=trl.SFTConfig(**common, max_length=None, completion_only_loss=True), **given)
-    if method.name == "grpo":
+    if method.name in ("grpo", "dive-k"):
         args = trl.GRPOConfig(
             **common,
             num_generations=settings.generations,

@@ -84,8 +84,8 @@ def conversations(source: Source, most: int = ASKED) -> list[Conversation]:
 def compared(model: Tuned, asked: Sequence[Conversation], data: str, role: str, progress: Progress | None = None) -> Compared:
     """A tuned model against itself before, on the same conversations. Every answer is written after the true words before it."""
     measured: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    state: AbstractContextManager[Any]
-    for k, state in enumerate((model.before(), nullcontext())):
+    states: tuple[AbstractContextManager[Any], ...] = (model.before(), nullcontext())
+    for k, state in enumerate(states):
         with state:
             rows = []
             for i, (_, turns, images) in enumerate(asked):

@@ -116,7 +116,7 @@ def save_adapter(tuned: Tuned, directory: Path) -> None:
 def _learned(tuned: Tuned, out: Path) -> dict[str, Any]:
     """What the training was, from the run's files."""
     spent = RunFiles(out).spent()
-    last = next(iter(reversed(RunFiles(out).metrics())), {})
+    last: dict[str, Any] = next(iter(reversed(RunFiles(out).metrics())), {})
     return {
         "steps": spent.get("steps"),
         "samples": spent.get("samples"),

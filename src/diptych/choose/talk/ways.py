@@ -77,8 +77,8 @@ class ChatWay(TowerWay):
         """The model, as the beginning of a recipe. DiptychError if it does not talk about images."""
         if not talks(address):
             raise DiptychError(
-                f"{address}: --way {cls.name} on conversations tunes a model of transformers that writes text from images, hf:NAME; "
-                "a run of one is exported first (diptych export RUN), and tuned by hf:RUN/export/transformers"
+                f"{address}: --way {cls.name} on conversations tunes a model of transformers that writes text from images, "
+                "hf:NAME; a run of one is exported first (diptych export RUN), and tuned by hf:RUN/export/transformers"
             )
         name, options = split(address)
         return TowerModel(address, {"parts": {PART: {"kind": KIND, "from": name, **options}}, "data": {}})
@@ -120,8 +120,8 @@ class ChatWay(TowerWay):
 
 @dataclass(frozen=True, kw_only=True)
 class ChatLora(ChatWay):
-    """Low-rank matrices in the linear layers of the language model (Hu et al. 2022; twice the rank as alpha, and dropout .05 and the
-    rate of LLaVA's authors).
+    """Low-rank matrices in the linear layers of the language model (Hu et al. 2022); alpha twice the rank, dropout .05 and the
+    rate as LLaVA's authors have them.
 
     targets: endings of the names of the layers, such as q_proj; empty: all.
     """

@@ -64,6 +64,8 @@ def align(
             f"  {row['metric']:9} {row['before']:8.3f} → {row['after']:8.3f}   "
             f"{change['value']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]"
         )
+    for name, value in made.judged.items():
+        typer.echo(f"  {name:28} {value:8.3f}")
     if made.skipped:
         typer.echo(f"  not measured: {made.skipped}")
     typer.echo(f"evaluate it: diptych evaluate {made.run}")

@@ -69,9 +69,14 @@ def pack(
         ),
     ] = None,
     format_: Annotated[
-        str, typer.Option("--format", help="`jpeg`, or `raw`, which takes ten times the space and needs no decoding.")
+        str,
+        typer.Option(
+            "--format",
+            help="`jpeg`; `webp`, which takes less space and more time to decode; or `raw`, which takes ten times the space and "
+            "needs no decoding.",
+        ),
     ] = "jpeg",
-    quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of the JPEGs that are resized.")] = 90,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of pictures that are encoded anew.")] = 90,
     split: Annotated[
         str, typer.Option(help="`all`, or one part: train, validation, test. Splitting after packing gives the same parts.")
     ] = "all",

@@ -52,7 +52,7 @@ class ChatProcessor:
 
     def __init__(self, processor: Any, name: str = ""):
         self.processor, self.name = processor, name
-        self.tokenizer = getattr(processor, "tokenizer", None)
+        self.tokenizer: Any = getattr(processor, "tokenizer", None)
         if self.tokenizer is None or not getattr(self.tokenizer, "is_fast", False):
             raise DiptychError(f"{name}: its processor has no fast tokenizer, which says where each token comes from")
         template = getattr(processor, "chat_template", None) or self.tokenizer.chat_template or PLAIN

@@ -90,7 +90,9 @@ class DialogueField(Field):
 
     def collate(self, rows: Sequence[Draw]) -> Dialogue:
         """A batch of it."""
-        chats = [(self._turns(row), row.fitted[self.name].images) for row in rows]
+        chats: list[tuple[Sequence[Turn], Sequence[np.ndarray]]] = [
+            (self._turns(row), row.fitted[self.name].images) for row in rows
+        ]
         made = self._batch(rows, chats)
         while long := [i for i, places in enumerate(made.inputs["attention_mask"].sum(1).tolist()) if places > self.room]:
             shorter = [self._shorter(rows[i], *chats[i]) for i in long]

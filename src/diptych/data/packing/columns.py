@@ -263,7 +263,7 @@ class Row(dict[str, Any]):
 
 
 def sample_of(row: Row, format: str, path: str) -> Sample:
-    """The sample that was packed into a row. Raises ``BrokenItem`` for a JPEG that was damaged after packing, ``DiptychError`` for
+    """The sample that was packed into a row. Raises ``BrokenItem`` for a picture that was damaged after packing, ``DiptychError`` for
     a damaged shard.
     """
     row.raw, i = format == "raw", row.i
@@ -277,6 +277,8 @@ def sample_of(row: Row, format: str, path: str) -> Sample:
 
 
 def _decode(data: np.ndarray, item: str) -> np.ndarray:
+    if data[:4].tobytes() == b"RIFF":  # WebP
+        return decode(data.tobytes(), item)
     import simplejpeg
 
     try:

@@ -25,7 +25,7 @@ def pack(
     address: str,
     out: str | Path,
     size: int | None = None,
-    format: Literal["raw", "jpeg"] = "jpeg",
+    format: Literal["raw", "jpeg", "webp"] = "jpeg",
     quality: int = 90,
     split: str = "all",
     limit: int | None = None,

@@ -104,7 +104,7 @@ def curated_by(address: str) -> str:
     folder = card_of(address)
     if folder is None or not (folder / "manifest.json").is_file():
         return ""
-    made = read_json_or(folder / "manifest.json", {})
+    made: dict[str, Any] = read_json_or(folder / "manifest.json", {})
     if not {"plan", "data", "rows", "kept"} <= made.keys():
         return ""
     return (

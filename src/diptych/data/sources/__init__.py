@@ -33,6 +33,7 @@
 | ``facts:scenes:small?repeat=2`` | facts and captions of scenes in words, without pictures, for language models |
 | ``preferences:scenes:small``, ``preferences:FILE.jsonl?images=DIR`` | a question with a right and a wrong answer |
 | ``instruct:scenes:small?kinds=count,refuse`` | conversations about scenes with exact truth, of chosen kinds |
+| ``twins:scenes:small`` | two pictures, and whether they show the same |
 | ``stills:scenes:small?n=4`` | clips made of stills: several pairs one after the other |
 | ``joined:scenes:clips?n=3`` | long clips made of several, one after the other |
 | ``index:my.index``, ``index:my.index?selection=NAME`` | the pictures of an index, or a selection of them (``diptych index``) |
@@ -82,6 +83,7 @@ SCHEMES = {
     "preferences": "diptych.data.preferences.source:open_preferences",
     "instruct": "diptych.data.scenes.instruct.source:Instructions",
     "pages": "diptych.data.pages:Pages",
+    "twins": "diptych.data.preferences.twins:Twins",
     "stills": "diptych.data.subsets.stills:Stills",
     "joined": "diptych.data.subsets.joined:Joined",
     "index": "diptych.index.source:IndexSource",

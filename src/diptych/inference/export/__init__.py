@@ -14,7 +14,8 @@ from diptych.inference.export.card import model_card
 from diptych.inference.foreign.tuned import REQUEST
 from diptych.inference.onnx.files import digest
 from diptych.inference.run import TrainedModel
-from diptych.interop import Family, family_for
+from diptych.interop import family_for
+from diptych.interop.base import Family
 from diptych.interop.families import whole
 from diptych.interop.families.whole import whole_model
 from diptych.training.run_files import RunFiles
@@ -77,7 +78,7 @@ def export(
         notes = [*notes, *(f"{note[0].upper()}{note[1:]}." for note in warnings)]
         files = {p.relative_to(directory).as_posix(): digest(p) for p in sorted(directory.rglob("*")) if p.is_file()}
         (directory / "README.md").write_text(model_card(run, trained, made, notes), encoding="utf-8")
-        asks = {"caption": DESCRIBE if trained.answering else ""} if lm else {}
+        asks: dict[str, Any] = {"caption": DESCRIBE if trained.answering else ""} if lm else {}
         if whole_model(trained.model) is not None:  # prompts are those of the model's own template
             asks = {"whole": True, **read_json_or(run / REQUEST, {})}
         write_json(directory / MARK, {**_plain(made), **asks})

@@ -158,7 +158,7 @@ def licence_lines(trained: TrainedModel, environment: Mapping[str, Any], licence
         entry = WEIGHTS[name]
         lines.append(f"- weights `{name}` ({entry.what}; {entry.source}): {entry.licence}")
     sources = {f"part `{n}`": str(p.options["from"]) for n, p in trained.recipe.parts.items() if p.options.get("from")}
-    sources |= {f"teacher `{n}`": t.from_ for n, t in trained.recipe.teachers.items() if t.from_ not in (None, "start")}  # type: ignore[misc]
+    sources |= {f"teacher `{n}`": t.from_ for n, t in trained.recipe.teachers.items() if t.from_ not in (None, "start")}
     if started := environment.get("weights"):
         sources["weights at the start"] = str(started["address"])
     for what, address in sources.items():

@@ -34,9 +34,9 @@ class Tuned(Talker):
         part = found.model.part(tuned_part(found.recipe))
         key = checkpoint_key(found.checkpoint)
         where = pick_device(device)
-        super().__init__(
-            _Given(run, part, key, where), batch, "likelihood", str(read_json_or(run / REQUEST, {}).get("caption", ""))
-        )  # type: ignore[arg-type]
+        asks: dict[str, Any] = read_json_or(run / REQUEST, {})
+        given: Any = _Given(run, part, key, where)
+        super().__init__(given, batch, "likelihood", str(asks.get("caption", "")))
         self.name, self.place, self.recipe, self.vlm = run.name, run, found.recipe, found.model
 
     @classmethod

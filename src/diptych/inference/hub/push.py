@@ -122,7 +122,8 @@ def _same(file: Listed, there: Any) -> bool:
     """Whether the repository holds this content under this name."""
     if there is None or there.size != file.size:
         return False
-    return there.lfs.sha256 == file.sha256 if there.lfs is not None else there.blob_id == git_oid(file.place)
+    known, ours = (there.lfs.sha256, file.sha256) if there.lfs is not None else (there.blob_id, git_oid(file.place))
+    return bool(known == ours)
 
 
 def _send(api: Any, repo: str, files: Listing, todo: Sequence[Listed], progress: Progress) -> None:

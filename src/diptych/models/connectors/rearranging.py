@@ -33,7 +33,8 @@ class ScalablePositions(nn.Module):
         a, b = F.normalize(self.ends[which], dim=-1)
         angle = torch.arccos((a @ b).clamp(-1 + 1e-6, 1 - 1e-6))
         t = torch.linspace(0, 1, steps, device=a.device, dtype=a.dtype)[:, None]
-        return self.radius[which] * (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
+        arc: Tensor = (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
+        return self.radius[which] * arc
 
     def forward(self, side: int) -> Tensor:
         """[side², D], row by row."""

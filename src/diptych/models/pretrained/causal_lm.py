@@ -198,15 +198,17 @@ class CausalLM(nn.Module):
             cache = DynamicCache()  # without the config, which would drop positions beyond a sliding window
         if positions is None:
             positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -new:]
-        with self._looking(seen):
-            out = self.model.base_model(
-                inputs_embeds=embeds.to(self.dtype),
-                attention_mask=mask.long(),
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=cache is not None,
-            )
-        deep = None if self.pruning is None else self.pruning.finish()
+        try:
+            with self._looking(seen):
+                out = self.model.base_model(
+                    inputs_embeds=embeds.to(self.dtype),
+                    attention_mask=mask.long(),
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=cache is not None,
+                )
+        finally:
+            deep = None if self.pruning is None else self.pruning.finish()
         if cache is None or not keep:
             return out.last_hidden_state, None
         layers: list[Any] = cache.layers

@@ -76,7 +76,7 @@ def save_parts(processor: Any, kind: str, directory: Path) -> list[str]:
     write_json(file, {**read_json(file), "processor_class": kind})
     if processor.chat_template:
         write_text(directory / "chat_template.jinja", processor.chat_template)
-    taken = [n for n in inspect.signature(type(processor).__mro__[1].__init__).parameters if n not in ("self", "chat_template")]
+    taken = [n for n in inspect.signature(type(processor).__mro__[1]).parameters if n not in ("self", "chat_template")]
     plain = {n: v for n in taken if isinstance(v := getattr(processor, n, None), int | float | str | bool)}
     write_json(directory / FILES[1], {"processor_class": kind, **plain})
     return [str(file)]
@@ -84,7 +84,7 @@ def save_parts(processor: Any, kind: str, directory: Path) -> list[str]:
 
 def _says(name: str) -> dict[str, Any]:
     """What the files of a processor say, the newer one first."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     says: dict[str, Any] = {}
     for file in reversed(FILES):

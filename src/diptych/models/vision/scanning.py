@@ -26,7 +26,7 @@ def attended(attention: Attention, x: Tensor, extra: int) -> Tensor:
     k, _ = attention.read(x)
     q = attention.q(x[:, :1] if extra else x)
     q = q.view(*q.shape[:2], attention.heads, -1).transpose(1, 2)
-    weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).float().softmax(-1)
+    weights: Tensor = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).float().softmax(-1)
     return weights.mean((1, 2))[:, extra:]
 
 
@@ -89,7 +89,7 @@ class Scan:
         if tower.grid % window:
             raise DiptychError(f"window: {window} does not divide the side of the grid, {tower.grid} patches")
         self.keep, self.window, self.extra = keep, window, tower.extra
-        blocks = tower.transformer.blocks
+        blocks: Any = tower.transformer.blocks
         self.layers = max(0, len(blocks) // 4 - 1), max(0, len(blocks) - 2)
         self.seen: dict[int, Tensor] = {}
         for i in dict.fromkeys(self.layers):

@@ -141,7 +141,8 @@ def _pictures(gathered: TaskAnswers, names: Sequence[str], pictures: Pictures) -
     """The first picture of some items, those first for which the two best models differ; by the item's position."""
     place = {n: i for i, n in enumerate(names)}
     one, other = (gathered.answers[i] for i in _first(gathered))
-    differ, alike = [], []
+    differ: list[Record] = []
+    alike: list[Record] = []
     for record in shuffled(one.records):
         item = str(record["item"])
         if item in place:

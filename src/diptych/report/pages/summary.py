@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,14 @@ def write_summary(directory: Path, out: Path | None = None) -> list[Path]:
     drawn = draw(comparison)
     paths = [(out or Path(directory)) / name for name in NAMES]
     for path in paths:
-        kind = path.suffix[1:]
-        date = {"CreationDate": None} if kind == "pdf" else {}  # the same results give the same file
-        write_atomically(
-            path, lambda p, kind=kind, date=date: drawn.savefig(p, format=kind, dpi=DOTS, facecolor=PAPER, metadata=date)
-        )  # type: ignore[misc]
+        write_atomically(path, partial(_save, drawn, path.suffix[1:]))
     return paths
+
+
+def _save(drawn: Any, kind: str, path: Path) -> None:
+    """Writes the page; the same results give the same file."""
+    metadata = {"CreationDate": None} if kind == "pdf" else {}
+    drawn.savefig(path, format=kind, dpi=DOTS, facecolor=PAPER, metadata=metadata)
 
 
 def draw(comparison: Comparison) -> Any:
@@ -92,7 +95,7 @@ def _dots(axes: Any, comparison: Comparison, shown: list[Column]) -> None:
             best = recipe.name in tied and count > 1
             axes.plot(100 * measure.value, y, SHAPES[index % len(SHAPES)], color=colour, markersize=9 if best else 6.5,
                       markeredgecolor=INK if best else colour, markeredgewidth=1.3)  # fmt: skip
-    axes.set_yticks(range(len(shown)), [_short(c.name, 34) for c in shown], fontsize=11)
+    axes.set_yticks(range(len(shown)), [_short(c.name, 42) for c in shown], fontsize=10)
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlim(0, 100)
     axes.set_xlabel(
