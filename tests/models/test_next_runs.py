@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from diptych.api import load
 from diptych.config.recipe import load_recipe
 from diptych.core.files import read_jsonl
+from diptych.models.pretrained.causal_lm import LONG, CausalLM
 from diptych.training.loop import train
 
 TINY = [
@@ -48,3 +50,21 @@ def test_a_run_learns_and_answers_about_pictures_of_any_shape(tmp_path: Path, na
     np.testing.assert_allclose(together, alone, rtol=1e-4)
     scores = model.score(images, ["a red fox", "two keys"])
     assert scores.shape == (3, 2) and np.isfinite(scores).all()
+
+
+def test_long_sequences_take_the_fused_attention_and_give_the_same() -> None:
+    lm = CausalLM.random(300, 32, 2, family="llama", texts=["a red fox"] * 2)
+    lm.plain = True  # as one loaded on a CPU
+    x = torch.randn(2, LONG + 40, 32)
+    mask = torch.arange(x.shape[1]) >= torch.tensor([[0], [60]])
+    with torch.no_grad():
+        found = lm.hidden(x, mask)
+        assert lm.model.config._attn_implementation == "sdpa"
+        lm.model.config.watched = True  # maps record plain attention
+        lm.model.config._attn_implementation = "eager"
+        wanted = lm.hidden(x, mask)
+        assert lm.model.config._attn_implementation == "eager"
+        lm.model.config.watched = False
+        lm.hidden(x[:, :9], mask[:, :9] | True)
+    assert lm.model.config._attn_implementation == "eager"
+    torch.testing.assert_close(found[mask], wanted[mask], atol=1e-5, rtol=1e-5)

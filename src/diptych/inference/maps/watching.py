@@ -215,11 +215,12 @@ def _configurations(module: nn.Module) -> list[Any]:
 @contextmanager
 def _plain(config: Any) -> Iterator[None]:
     """Attention of transformers step by step, which returns its matrices."""
-    before, config._attn_implementation = config._attn_implementation, "eager"
+    before, config._attn_implementation, config.watched = config._attn_implementation, "eager", True
     try:
         yield
     finally:
         config._attn_implementation = before
+        config.__dict__.pop("watched", None)  # it is not part of what is saved
 
 
 @contextmanager
