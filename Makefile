@@ -30,6 +30,7 @@ test: $(VENV)/.ready lint ## lint, types and the tests
 	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: $(VENV)/.ready lint ## the slow and the broad tests too
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
 	$(BIN)/python -m pytest $(PARALLEL) -m ''
 
 lint: $(VENV)/.ready

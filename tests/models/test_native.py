@@ -39,7 +39,7 @@ def pictures(*shapes: tuple[int, int]) -> list[np.ndarray]:
 
 
 def test_sizes_are_those_of_qwen2_vl() -> None:
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
     rng = random.Random(0)
     for _ in range(300):
@@ -216,7 +216,7 @@ def test_comp_learns_in_its_stages() -> None:
         p = model.encode(batch)
         aligned = objectives["prototype_alignment"](p)
         loss = objectives["next_token"](p) + 0.05 * aligned
-        losses.append((float(loss), float(aligned)))
+        losses.append((float(loss.detach()), float(aligned.detach())))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

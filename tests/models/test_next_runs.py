@@ -5,27 +5,39 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from diptych.api import load
 from diptych.config.recipe import load_recipe
+from diptych.core.files import read_jsonl
 from diptych.training.loop import train
 
 TINY = [
     "data.train=scenes:small?ask=2&size=32",
     "data.image_size=16",
-    "parts.vision={kind: vit, width: 32, depth: 1, heads: 2, stem: patch, patch: 8}",
     "parts.lm={kind: random}",
-    "adapters={}",
+    "backbones={}",
     "stages.*.batch_size=6",
     "stages.*.warmup=2",
     "stages.*.train=all",
-    "validation=null",
 ]
+SMALL = "width: 32, depth: 1, heads: 2"
+OWN = {
+    "llava-next": [f"parts.vision={{kind: vit, {SMALL}, stem: patch, patch: 8}}", "adapters={}"],
+    "monkey": [f"parts.vision={{kind: vit, {SMALL}, stem: patch, patch: 8}}", "adapters={vision: {kind: window_lora, rank: 2}}",
+               "parts.connector.tokens=4"],
+    "comp": [f"parts.vision={{kind: native, {SMALL}, patch: 8}}"],
+}  # fmt: skip
 
 
-def test_a_run_learns_from_tiles_and_answers_about_pictures_of_any_shape(tmp_path: Path) -> None:
-    recipe = load_recipe("llava-next", [*TINY, "budget=24 steps"])
+@pytest.mark.parametrize(
+    "name", ["llava-next", pytest.param("monkey", marks=pytest.mark.slow), pytest.param("comp", marks=pytest.mark.slow)]
+)
+def test_a_run_learns_and_answers_about_pictures_of_any_shape(tmp_path: Path, name: str) -> None:
+    recipe = load_recipe(name, [*TINY, *OWN[name], "budget=30 steps"])
     run = train(recipe, tmp_path / "run")
+    losses = [row["loss"] for row in read_jsonl(run.path / "metrics.jsonl") if "loss" in row]
+    assert losses and np.isfinite(losses).all()
     model = load(run.path)
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in [(32, 32), (20, 64), (70, 22)]]

@@ -166,8 +166,8 @@ class Images(Collated):
     keep: Tensor | None = None  # [n, K] int64; None: all
     hidden: Tensor | None = None  # [n, N] bool; None: none
 
-    row_wise = ("pixels", "keep", "hidden")
-    heavy = ("pixels", "keep", "hidden")
+    row_wise: ClassVar[tuple[str, ...]] = ("pixels", "keep", "hidden")
+    heavy: ClassVar[tuple[str, ...]] = ("pixels", "keep", "hidden")
 
     @cached_property
     def floats(self) -> Tensor:

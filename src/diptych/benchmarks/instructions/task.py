@@ -98,7 +98,7 @@ class InstructionTask:
     def _record(self, item: Item, answers: dict[str, Any]) -> Record:
         e = item.exchange
         texts = {f"{PREFIX[c]}answer": None if isinstance(text, Unanswered) else text for c, text in answers.items()}
-        record = {
+        record: Record = {
             "item": item.id,
             "cluster": item.pair,
             "slices": {"skill": e.skill},

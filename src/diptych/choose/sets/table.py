@@ -29,12 +29,8 @@ def written(result: Mapping[str, Any]) -> str:
         f"# Sets for {result['recipe']}",
         "",
         f"{result['budget']} for each arm, seeds: {result['seeds']}, evaluated on {result['eval_data']} by "
-        f"{', '.join(result['tasks'])}. The score is the mean over tasks. A difference is that of the arm with the set and the arm without it, on the same items"
-        + (
-            ", over items and seeds."
-            if result["seeds"] >= 3
-            else ", over items: fewer than three seeds say little about other seeds."
-        ),
+        f"{', '.join(result['tasks'])}. The score is the mean over tasks. A difference is that of the arm with the set and the arm "
+        f"without it, on the same items, {_noise(result['seeds'])}.",
         "",
     ]
     for way, title in TITLES.items():
@@ -42,6 +38,10 @@ def written(result: Mapping[str, Any]) -> str:
             lines += _table(way, title, result[way])
     lines += ["## Arms", "", *_arms(result["arms"]), "", "## What to train on", "", verdict(result), ""]
     return "\n".join(lines)
+
+
+def _noise(seeds: int) -> str:
+    return "over items and seeds" if seeds >= 3 else "over items: fewer than three seeds say little about other seeds"
 
 
 def _table(way: str, title: str, found: Mapping[str, Any]) -> list[str]:

@@ -263,8 +263,8 @@ class Row(dict[str, Any]):
 
 
 def sample_of(row: Row, format: str, path: str) -> Sample:
-    """The sample that was packed into a row. Raises ``BrokenItem`` for a picture that was damaged after packing, ``DiptychError`` for
-    a damaged shard.
+    """The sample that was packed into a row. Raises ``BrokenItem`` for a picture that was damaged after packing, ``DiptychError``
+    for a damaged shard.
     """
     row.raw, i = format == "raw", row.i
     try:

@@ -7,6 +7,7 @@ import posixpath
 import re
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from diptych.core.errors import DiptychError
@@ -165,7 +166,7 @@ def expand(pattern: str) -> list[str]:
             urls.append(url)
         else:
             fs, path = filesystem(url)
-            result = sorted(patiently(lambda fs=fs, path=path: fs.glob(path)))
+            result = sorted(patiently(partial(fs.glob, path)))
             urls += result if is_local(url) else [fs.unstrip_protocol(f) for f in result]
     return list(dict.fromkeys(os.path.relpath(u) if is_local(u) and not os.path.isabs(pattern) else u for u in urls))
 
@@ -245,7 +246,7 @@ def stamps(urls: Iterable[str]) -> dict[str, str | None]:
     for directory, members in remote.items():
         fs, path = filesystem(directory)
         try:
-            entries = patiently(lambda fs=fs, path=path: fs.ls(path, detail=True))
+            entries = patiently(partial(fs.ls, path, detail=True))
             present = {posixpath.basename(e["name"]) for e in entries if e["type"] == "file"}
         except FileNotFoundError:
             present = set()

@@ -42,8 +42,8 @@ class Native(Images):
 
     sizes: Tensor | None = None  # [B, 2] int64: height and width in pixels
 
-    row_wise = ("pixels", "sizes")  # type: ignore[assignment]
-    heavy = ("pixels", "sizes")  # type: ignore[assignment]
+    row_wise = ("pixels", "sizes")
+    heavy = ("pixels", "sizes")
 
     @classmethod
     def of(cls, pictures: Sequence[np.ndarray]) -> Native:
@@ -63,10 +63,8 @@ class Native(Images):
         import torch.nn.functional as F
 
         high, wide = (max(p.pixels.shape[axis] for p in parts) for axis in (2, 3))
-        grown = [
-            Native(F.pad(p.pixels, (0, wide - p.pixels.shape[3], 0, high - p.pixels.shape[2])), p.owner, sizes=p.sizes)
-            for p in parts
-        ]
+        room = [(0, wide - p.pixels.shape[3], 0, high - p.pixels.shape[2]) for p in parts]
+        grown = [Native(F.pad(p.pixels, r), p.owner, sizes=p.sizes) for p, r in zip(parts, room, strict=True)]
         return super().cat(grown, starts, None)
 
 

@@ -6,7 +6,7 @@ Shapes: n tiles of all pictures, L tokens of a tile, K windows, W [out, in], A [
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +43,8 @@ class WindowLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[n, L, in] → [n, L, out]"""
         base: Tensor = self.base_layer(x)
-        window: Tensor | None = self._tower[0].window  # type: ignore[attr-defined]
+        tower: Any = self._tower[0]
+        window: Tensor | None = tower.window
         if window is None:
             return base
         own = F.pad(self.window_lora_a, (0, 0, 0, 0, 1, 0))[window].to(x.dtype)  # window 0: none

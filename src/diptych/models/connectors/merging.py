@@ -19,7 +19,7 @@ from diptych.core.graph import provides
 from diptych.models.build import Build
 from diptych.models.connectors.base import Connector, perceptron
 from diptych.models.layers.ragged import ImageTokens, Ragged
-from diptych.models.vision.native import NativeViT, Shape, grids_of
+from diptych.models.vision.native import NativeViT, grids_of
 
 
 class NativeMerge(Connector):
@@ -44,8 +44,8 @@ class NativeMerge(Connector):
         grids = grids_of(image, self.patch)
         if any(r % self.side or c % self.side for r, c in grids):
             raise DiptychError(
-                f"parts.connector joins {self.side} × {self.side} patches, and a picture's rows or columns do not divide by that; set "
-                f"data.fields.image.multiple to {self.side * self.patch}"
+                f"parts.connector joins {self.side} × {self.side} patches, and a picture's rows or columns do not divide by that; "
+                f"set data.fields.image.multiple to {self.side * self.patch}"
             )
         orders = [neighbours(r, c, self.side) + i * tokens.tokens.shape[1] for i, (r, c) in enumerate(grids)]
         source = torch.from_numpy(np.concatenate(orders)).to(tokens.tokens.device)
@@ -61,7 +61,7 @@ class NativeMerge(Connector):
 
     def count(self, picture: np.ndarray) -> int:
         """The number of tokens of a picture [height, width, 3] at its own size."""
-        return picture.shape[0] * picture.shape[1] // (self.side * self.patch) ** 2
+        return int(picture.shape[0] * picture.shape[1] // (self.side * self.patch) ** 2)
 
 
 @lru_cache(1024)
@@ -76,6 +76,3 @@ def mean_of(prefix: ImageTokens) -> Tensor:
     if not isinstance(prefix, Ragged):
         return prefix.mean(1)
     return (prefix.tokens * prefix.mask[..., None]).sum(1) / prefix.counts[:, None]
-
-
-__all__ = ["NativeMerge", "Shape", "mean_of", "neighbours"]

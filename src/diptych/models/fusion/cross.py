@@ -15,7 +15,7 @@ from torch import nn
 from diptych.core.batch import Tokens
 from diptych.core.graph import provides
 from diptych.models.build import Build
-from diptych.models.fusion.gated import GatedCrossAttention
+from diptych.models.fusion.gated import GatedCrossAttention, OpenedCrossAttention
 from diptych.models.layers.attention import Activation, Transformer
 from diptych.models.layers.masks import attention_bias
 from diptych.models.part import Part
@@ -114,6 +114,7 @@ FUSION = {
     "cross": CrossModal,
     "joint": Joint,
     "gated": GatedCrossAttention,
+    "opened": OpenedCrossAttention,
     "text_cross": "diptych.models.regions.heads:TextCross",
     "med": "diptych.models.fusion.med:MedEncoder",
     "q_former": "diptych.models.fusion.qformer:QFormerEncoder",

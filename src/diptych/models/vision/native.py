@@ -32,9 +32,9 @@ class NativeViT(ViT):
     """A ViT of plain patches that reads pictures of any size (field kind ``native``), several of them in one row of patches that do
     not see each other.
 
-    Continual rotary positions (CoMP, Chen et al. 2025, arXiv:2503.18931, §3.1): the learned positions of the size on which the tower
-    was trained are scaled to each picture's grid of patches, bicubic, and queries and keys are turned by the patch's row and column,
-    half of their width each. Its weights are those of a ``vit`` or ``siglip`` with the same options, from which it goes on.
+    Continual rotary positions (CoMP, Chen et al. 2025, arXiv:2503.18931, §3.1): the learned positions of the size on which the
+    tower was trained are scaled to each picture's grid of patches, bicubic, and queries and keys are turned by the patch's row and
+    column, half of their width each. Its weights are those of a ``vit`` or ``siglip`` with the same options, from which it goes on.
 
     rotary: whether queries and keys are turned; theta: the base of the angles. pool: ``mean``, of a picture's patches, or ``map``.
     The pooled vector of ``map`` is one that a tower of kind ``siglip`` has.
@@ -57,12 +57,13 @@ class NativeViT(ViT):
     ):
         build.require(pool in ("mean", "map"), f"pool: {pool}; pictures of any size are pooled by mean or map")
         fixed = {"stem": "patch", "positions": "learned", "norm": "none", "pool": pool}
-        super().__init__(build, patch=patch, activation=activation, eps=eps, **sizes, **fixed)  # type: ignore[arg-type]
-        self.heads = self.transformer.blocks[0].attention.heads  # type: ignore[union-attr]
+        super().__init__(build, patch=patch, activation=activation, eps=eps, **sizes, **fixed)
+        first: Any = self.transformer.blocks[0]
+        self.head_width = self.width // int(first.attention.heads)
         self.rotary, self.theta = rotary, theta
         build.require(
-            not rotary or self.width // self.heads % 4 == 0,
-            f"rotary: heads {self.width // self.heads} wide do not divide by 4, for a row and a column of two parts each",
+            not rotary or self.head_width % 4 == 0,
+            f"rotary: heads {self.head_width} wide do not divide by 4, for a row and a column of two parts each",
         )
 
     @provides("{image}.tokens", "{image}")
@@ -96,7 +97,7 @@ class NativeViT(ViT):
         angles = None
         if self.rotary:
             turned = torch.cat([torch.from_numpy(rows_and_columns(*grid)) for grid in grids]).to(x.device)
-            cos, sin = rotations_2d(turned[held], self.width // self.heads, self.theta)
+            cos, sin = rotations_2d(turned[held], self.head_width, self.theta)
             angles = cos[:, None], sin[:, None]
         x = x[held]
         for block in self.transformer.blocks:
@@ -110,7 +111,7 @@ class NativeViT(ViT):
 
     def padded(self, x: Tensor, lengths: list[int]) -> Tokens:
         """Patches of all pictures [n, D] as ``Tokens``."""
-        each = x.split(lengths)
+        each = torch.split(x, lengths)
         pooled = torch.stack([row.mean(0) for row in each])
         if self.pool is not None:
             pooled = torch.cat([self.pool(row[None])[:, 0] for row in each])
@@ -124,7 +125,8 @@ class NativeViT(ViT):
         """The learned positions scaled to a grid of patches, [rows · columns, D]."""
         if (rows, columns) == (self.grid, self.grid):
             return self.positions
-        square = self.positions.view(1, self.grid, self.grid, -1).permute(0, 3, 1, 2).float()
+        square = self.positions.view(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
+        square = square.to(torch.promote_types(square.dtype, torch.float32))
         scaled = F.interpolate(square, size=(rows, columns), mode="bicubic", align_corners=False)
         return scaled[0].flatten(1).T.to(self.positions.dtype)
 
@@ -136,7 +138,7 @@ def through(block: Any, x: Tensor, angles: tuple[Tensor, Tensor] | None, bias: T
     k, v = own.read(h)
     q = own.q(h).view(R, L, own.heads, -1).transpose(1, 2)
     if angles is not None:
-        q, k = (turn(t.float(), *angles).to(v.dtype) for t in (q, k))
+        q, k = (turn(t.to(torch.promote_types(t.dtype, torch.float32)), *angles).to(v.dtype) for t in (q, k))
     x = x + block.dropout(own.out(attend(q, k, v, bias).transpose(1, 2).reshape(R, L, D)))
     out: Tensor = x + block.dropout(block.mlp(block.norm2(x)))
     return out
@@ -155,7 +157,7 @@ def rotations_2d(places: Tensor, width: int, theta: float) -> tuple[Tensor, Tens
 @lru_cache(1024)
 def rows_and_columns(rows: int, columns: int) -> np.ndarray:
     """The row and the column of each patch, int64 [rows · columns, 2]."""
-    return np.stack(np.mgrid[:rows, :columns], -1).reshape(-1, 2)
+    return np.indices((rows, columns)).reshape(2, -1).T.copy()
 
 
 def packed(lengths: list[int], rows: list[list[int]], room: int) -> np.ndarray:

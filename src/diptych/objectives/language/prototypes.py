@@ -26,12 +26,12 @@ PREFIX = Key[ImageTokens]("image.prefix")
 
 class PrototypeAlignment(Objective):
     """−Σ_k q_k log p_k, averaged over samples: p over the words by the picture, q by its caption (CoMP, Chen et al. 2025,
-    arXiv:2503.18931, §3.3). Prototypes are the language model's output vectors of all words, of unit length; the picture is the mean
-    of its tokens behind the connector, the caption the mean of its last hidden states without the picture. Neither prototypes nor
-    captions get a gradient, so the loss trains tower and connector.
+    arXiv:2503.18931, §3.3). Prototypes are the language model's output vectors of all words, of unit length; the picture is the
+    mean of its tokens behind the connector, the caption the mean of its last hidden states without the picture. Neither prototypes
+    nor captions get a gradient, so the loss trains tower and connector.
 
-    p is the softmax of cosines / ``temperature``. q are cosines / ``epsilon``, exponentiated, then ``iterations`` times multiplied by
-    a prior over words and normalised (Sinkhorn–Knopp with the words' marginal; with no bound on the other side the rounds are
+    p is the softmax of cosines / ``temperature``. q are cosines / ``epsilon``, exponentiated, then ``iterations`` times multiplied
+    by a prior over words and normalised (Sinkhorn–Knopp with the words' marginal; with no bound on the other side the rounds are
     independent of the batch). The prior is the softmax of the words' frequencies / ``prior_temperature``. All values are those of
     the authors' code, whose frequencies come from a file; here they are counted in the captions of training.
     """
