@@ -39,6 +39,7 @@ PROMISED = {
     "ray": ["ray", "diptych.curation.runners.ray"],
     "adapt": ["peft", "sklearn", "scipy"],
     "lora": ["peft"],
+    "align": ["trl"],
     "video": ["av", "diptych.data.video"],
     "serve": ["fastapi", "uvicorn", "prometheus_client", "diptych.serve.app"],
     "index": ["faiss", "diptych.index.index"],
