@@ -68,7 +68,7 @@ FIELDS: dict[str, Any] = {
 DECLARED: dict[str, Any] = {  # kinds that no field has by its name alone
     "segments": SegmentsField,
     "tiles": "diptych.data.fields.tiles:TilesField",
-    "native": "diptych.data.fields.native:NativeField",
+    "native": "diptych.data.tiles.native_field:NativeField",
     "shortest": ShortestField,
     "captions": CaptionsField,
     "nouns": NounsField,

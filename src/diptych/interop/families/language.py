@@ -13,12 +13,15 @@ from torch import Tensor, nn
 
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_json, write_json
+from diptych.interop import chat
 from diptych.interop.base import Misfit, State
 from diptych.models.adapters.lora import NAME as ADAPTER_NAME
 from diptych.models.adapters.lora import Injected, is_adapted, is_adapters, merged_weight
+from diptych.models.language.lm import IMAGE_PROMPTS
 from diptych.models.pretrained.tokenizer import LMTokenizer, TrimmedTokenizer
 
 if TYPE_CHECKING:
+    from diptych.data.conversations.template import Chat
     from diptych.models.language.lm import PretrainedLM
     from diptych.models.vlm import VLM
 
@@ -216,3 +219,11 @@ def in_files(name: str) -> str:
     """The name in ``peft``'s files of a weight that it added: without the adapter's own name."""
     name = name.replace(f".lora_magnitude_vector.{ADAPTER_NAME}.weight", ".lora_magnitude_vector")
     return name.replace(f".{ADAPTER_NAME}.", ".").removesuffix(f".{ADAPTER_NAME}")
+
+
+def template(lm: Any, speaks: Chat | None, tokenizer: Any, words: Language) -> str:
+    """The chat template that an export gets."""
+    if speaks is not None:
+        return chat.of_conversations(speaks, set(tokenizer.special_tokens_map))
+    bos, eos = (tokenizer.convert_ids_to_tokens(i) for i in (words.ours.bos, words.ours.eos))
+    return chat.of_captions(bos, eos, IMAGE_PROMPTS[0] if lm.prompted else "")

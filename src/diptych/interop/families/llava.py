@@ -18,14 +18,12 @@ from diptych.core.files import read_json, write_json
 from diptych.core.sample import IMAGE, Turn
 from diptych.data.conversations.template import IMAGE_ID, Chat
 from diptych.data.conversations.turns import question
-from diptych.interop import chat
 from diptych.interop.base import Family, Geometry, Misfit, Same, State, image_processor, save_processor, to_ours, to_theirs
 from diptych.interop.families import language
 from diptych.interop.families.siglip import Siglip
 from diptych.models.connectors.clips import ClipConnector
 from diptych.models.connectors.mlp import MLP
 from diptych.models.connectors.tiles import AnyResolution
-from diptych.models.language.lm import IMAGE_PROMPTS
 from diptych.models.pretrained.packages import quiet
 from diptych.models.vision.towers import HubTower, ViT
 from diptych.objectives.base import learns_turns
@@ -195,7 +193,7 @@ class Llava(Family):
         return image_processor(model.image_size, mean, std)
 
     def _template(self, lm: Any, speaks: Chat | None, tokenizer: Any, words: Language) -> str:
-        return template(lm, speaks, tokenizer, words)
+        return language.template(lm, speaks, tokenizer, words)
 
     def _describe_clips(self, directory: Path, model: VLM) -> None:
         """For classes that read clips: what prepares them."""
@@ -390,14 +388,6 @@ def read_otherwise(processor: Any, speaks: Chat, words: Language) -> list[str]:
         "Conversations are split into tokens a little otherwise here than in training, for instance at the "
         f"{at + 1}th token of a conversation: answers may differ from those of `diptych chat`."
     ]
-
-
-def template(lm: Any, speaks: Chat | None, tokenizer: Any, words: Language) -> str:
-    """The chat template that an export gets."""
-    if speaks is not None:
-        return chat.of_conversations(speaks, set(tokenizer.special_tokens_map))
-    bos, eos = (tokenizer.convert_ids_to_tokens(i) for i in (words.ours.bos, words.ours.eos))
-    return chat.of_captions(bos, eos, IMAGE_PROMPTS[0] if lm.prompted else "")
 
 
 FAMILY = Llava()

@@ -93,7 +93,8 @@ class CausalLM(nn.Module):
 
     def _choose_attention(self, length: int) -> None:
         """Long sequences in float32 are read by torch's fused attention, which keeps no matrix of all pairs for the backward pass:
-        0.81 of the memory of a step of LLaVA-NeXT, and 0.94 of its time. Not while maps record these matrices (``watched``), or pruning ranks by them.
+        0.81 of the memory of a step of LLaVA-NeXT, and 0.94 of its time. Not while maps record these matrices (``watched``), or
+        pruning ranks by them.
         """
         config = self.model.config
         if self.plain and self.pruning is None and not getattr(config, "watched", False) and self.dtype == torch.float32:
