@@ -70,4 +70,4 @@ def test_the_workflow_calls_what_lands(release: ModuleType) -> None:
     targets = (ROOT / "Makefile").read_text()
     for job in jobs.values():
         last = job["steps"][-1]["run"]
-        assert (ROOT / last).is_file() or f"\n{last.removeprefix('make ')}:" in targets
+        assert (ROOT / last).is_file() or f"\n{last.removeprefix('make ').partition(' ')[0]}:" in targets

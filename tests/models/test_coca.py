@@ -116,7 +116,7 @@ def test_the_image_is_read_through_the_first_poolers_output_alone() -> None:
     assert p["image.tokens"].tokens.shape == (4, 5, 32)
     before = p["text.logits"], p["image.embedding"]
     pool = model.part("vision").pool
-    pool.tokens.forward = lambda x, mask=None: torch.ones(len(x), 5, 32)  # tokens that say nothing about the image
+    pool.tokens.forward = lambda x, mask=None, bias=None: torch.ones(len(x), 5, 32)  # tokens that say nothing about the image
     blind = read(model)
     assert torch.allclose(blind["image.embedding"], blind["image.embedding"][:1].expand(4, -1), atol=1e-6)
     assert not torch.allclose(before[1], before[1][:1].expand(4, -1), atol=1e-3)

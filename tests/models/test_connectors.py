@@ -52,6 +52,7 @@ def build(tokens: int = 16, extra: int = 1) -> Build:
 
 # Tested elsewhere: those of other parts, which read more than tokens; of several towers and of clips, and one that reads class tokens.
 ELSEWHERE = {"queries", "instructed", "bridge", "per_tower", "pooled", "gradual_merging"}
+ELSEWHERE |= {"any_resolution", "windows", "native_merge"}  # of pictures in tiles, in windows, and of any shape
 ELSEWHERE |= {"each_frame", "adaptive_pool", "pooled_frames", "frames_and_mean", "video_q_former"}
 
 

@@ -133,10 +133,12 @@ class Graph:
                         for output in outputs:
                             self._table.setdefault(output, []).append(provider)
         known = {*self._table, *self.fields}
-        for output, rivals in self._table.items():
-            # Of several, only those with all that they read: a tower that does not read clips backwards leaves it to another part.
-            whole = [p for p in rivals if all(i.partition("@")[0] in known or i[-1] == "?" or ":" in i for i in p.inputs)]
-            self._table[output] = whole or rivals
+        for output, found in self._table.items():
+            rivals = [p for p in found if not p.paired and not p.together]
+            if len({p.part for p in rivals}) > 1:
+                # Only those with all that they read: a tower that does not read clips backwards leaves it to another part.
+                whole = [p for p in rivals if all(i.partition("@")[0] in known or i[-1] == "?" or ":" in i for i in p.inputs)]
+                self._table[output] = [p for p in found if p not in rivals or p in whole or not whole]
 
     def _expanded(self, d: Declaration, names: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
         """Outputs and inputs for each field that a declaration covers."""

@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,7 @@ class Inspection:
     broken: list[Problem]
     splits: dict[str, int]
     fingerprint: str
-    mixed: list[dict[str, Any]]  # of a mixture: each source with its items and its share of the draws
+    mixed: list[dict[str, Any]] = field(default_factory=list)  # of a mixture: each source, its items, its share of the draws
     sheet: str | None = None
 
     def to_dict(self) -> dict[str, Any]:

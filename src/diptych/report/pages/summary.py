@@ -113,10 +113,10 @@ def _dots(axes: Any, comparison: Comparison, shown: list[Column]) -> None:
 
 def _list(page: Any, comparison: Comparison, measured: list[Recipe]) -> None:
     """The models with their marks and what they cost, at the right."""
-    line = _drawing("matplotlib.lines").Line2D
+    marker = _drawing("matplotlib.lines").Line2D
     y = 0.70
     for index, recipe in enumerate(comparison.recipes[:MOST]):
-        mark = line([0.735], [y], marker=SHAPES[index % len(SHAPES)], color=PALETTE[index % COLOURS], markersize=9, linestyle="")
+        mark = marker([0.735], [y], marker=SHAPES[index % len(SHAPES)], color=PALETTE[index % COLOURS], markersize=9, linestyle="")
         page.add_artist(mark)
         page.text(0.752, y, _short(recipe.label, 28), fontsize=12.5, fontweight="bold", va="center", parse_math=False)
         spent = recipe.spent
