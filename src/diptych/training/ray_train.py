@@ -63,7 +63,7 @@ def train_by_ray(
             trainer.fit()
     except ray_train.TrainingFailedError as error:
         raise DiptychError(f"{out}: {_reason(error)}; what was saved is kept: continue with --resume") from error
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ray ends the process on Ctrl-C, with status 1 and without a word
         raise Interrupted(f"{out}: stopped; its last checkpoint is kept: continue with --resume") from None
     finally:
         shown.stop()
