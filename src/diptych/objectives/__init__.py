@@ -108,6 +108,7 @@ OBJECTIVES: dict[str, Any] = {
     "sentence_prompts": SentencePrompts,
     "retrieval_words": RetrievalWords,
     "state_regression": StateRegression,
+    "tight": "diptych.objectives.video.tight:TightContrast",
     "time_order": TimeOrder,
     "visual_reconstruction": VisualReconstruction,
 }

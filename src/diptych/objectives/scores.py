@@ -1,7 +1,7 @@
 """How well a text fits an image: the scores that a recipe may name (``score:``).
 
 Most belong to an objective, which is then also the score (``scores_as``): late_interaction, contextual, matching,
-pseudo_likelihood, cocoop, mmrl, multi_grained. Those here need only encodings. Your own: ``package.module:Class``.
+pseudo_likelihood, cocoop, mmrl, multi_grained, tight. Those here need only encodings. Your own: ``package.module:Class``.
 """
 
 from __future__ import annotations
